@@ -1,0 +1,146 @@
+"""A trained agent outside of the trainer: load a checkpoint, act in any loop."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from lightning_hyper import envs, experience, nn, objectives  # noqa: F401  their classes have short names in recipes
+from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.modules import MetaAgent, Spaces
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, cut short, or not one of ours."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint, on the CPU; nothing in it is executed.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or foreign.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path: there is no file {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"ckpt_path: {path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or not {"recipe", "spaces", "state_dict"} <= checkpoint.keys():
+        raise CheckpointError(f"ckpt_path: {path} was not written by lightning-hyper")
+    return checkpoint
+
+
+def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | None = None) -> Agent:
+    """The agent of a checkpoint, with its normalisers, ready to act.
+
+    Args:
+        source: path of a checkpoint, or `runs:/<MLflow run id>` for a finished run's last one
+            (`runs:/<id>/best` for its best).
+        root: folder whose MLflow database is asked for a run.
+        tracking_uri: MLflow server to ask instead.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, truncated or foreign.
+    """
+    if str(source).startswith("runs:/"):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = read_checkpoint(_download(str(source), Path(root), tracking_uri, folder))
+    else:
+        checkpoint = read_checkpoint(source)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Algorithm, "model")
+    model = parser.instantiate_classes(parser.parse_object({"model": checkpoint["recipe"]["model"]})).model
+    spaces = Spaces(**checkpoint["spaces"])
+    model.build(spaces)
+    model.load_state_dict(checkpoint["state_dict"])
+    return Agent(model.policy.eval(), spaces, checkpoint["recipe"])
+
+
+def _download(source: str, root: Path, tracking_uri: str | None, folder: str) -> Path:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    run_id, _, name = source.removeprefix("runs:/").partition("/")
+    uri = tracking_uri or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    try:
+        client = MlflowClient(uri)
+        return Path(client.download_artifacts(run_id, f"checkpoints/{name or 'last'}.ckpt", folder))
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(f"{source}: no such checkpoint in {uri} ({error})") from error
+
+
+class Agent:
+    """A policy that keeps its memory between calls; takes and gives NumPy.
+
+    Args:
+        policy: trained policy.
+        spaces: sizes that it was trained for.
+        recipe: resolved recipe that it was trained by.
+    """
+
+    def __init__(self, policy: MetaAgent, spaces: Spaces, recipe: dict[str, Any]) -> None:
+        self.policy, self.spaces, self.recipe = policy, spaces, recipe
+        self.reset()
+
+    def reset(self, task: Any = None) -> None:
+        """Begin a trial: forget everything. `task` `[task]` or `[num_envs, task]` is for oracle policies only."""
+        self._hidden: Tensor | None = None
+        self._action: Tensor | None = None
+        self._task = None if task is None else torch.as_tensor(np.asarray(task), dtype=torch.float32)
+
+    @torch.no_grad()
+    def act(self, observation: Any, reward: Any = 0.0, done: Any = False, *, deterministic: bool = True) -> Any:
+        """The next action, for one environment or for a batch of them.
+
+        Args:
+            observation: `[observation]` or `[num_envs, observation]`.
+            reward: of the last step, scalar or `[num_envs]`; ignored at the first step of a trial.
+            done: whether the last step ended an episode, scalar or `[num_envs]`; the trial goes on until `reset`.
+            deterministic: the most likely action rather than a drawn one.
+
+        Raises:
+            ValueError: the observation has other features than the agent was trained with; an oracle has no task.
+        """
+        x = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
+        if x.shape[-1:] != (self.spaces.observation,) or x.ndim > 2:
+            raise ValueError(f"observation is {tuple(x.shape)}; this agent takes [num_envs, {self.spaces.observation}]")
+        if self.policy.context.uses_task and self._task is None:
+            raise ValueError("this agent's context is the task itself: give it with agent.reset(task=...)")
+        single, x = x.ndim == 1, torch.atleast_2d(x)
+        n, first = len(x), self._action is None
+        action = torch.zeros(n, *(() if self.spaces.discrete else (self.spaces.actions,)))
+        step = TensorDict(
+            {
+                "observation": x,
+                "episode_done": _column(0.0 if first else done, n),
+                "previous_action": (action.long() if self.spaces.discrete else action) if first else self._action,
+                "previous_reward": _column(0.0 if first else reward, n),
+                "is_init": torch.full((n, 1), first),
+                "task": torch.zeros(n, self.spaces.task) if self._task is None else self._task.expand(n, -1),
+            },
+            batch_size=[n],
+        )
+        if self._hidden is not None:
+            step["hidden"] = self._hidden
+        mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        with set_exploration_type(mode):
+            step = cast(TensorDict, self.policy(step))
+        self._hidden, self._action = step["hidden"], step["action"]
+        chosen = self._action.numpy()
+        return chosen[0] if single else chosen
+
+
+def _column(value: Any, n: int) -> Tensor:
+    return torch.as_tensor(np.asarray(value), dtype=torch.float32).reshape(-1, 1).expand(n, 1)

@@ -1,0 +1,190 @@
+"""What every algorithm shares: the frame clock, and the only backward, clip and step of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from lightning_hyper.modules import Spaces
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient became NaN or infinite; nothing later than the last checkpoint is to be trusted."""
+
+
+@dataclass
+class FrameClock:
+    """Counts environment frames, all ranks together: the x axis of everything.
+
+    Attributes:
+        frames: frames learned from so far.
+        budget: frames at which training ends; None for no end.
+    """
+
+    frames: int = 0
+    budget: int | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, from 0 to 1; 0 without a budget."""
+        return min(1.0, self.frames / self.budget) if self.budget else 0.0
+
+
+class Algorithm(LightningModule, ABC):
+    """One collected batch in, all the updates that it owes made, their means logged once.
+
+    A subclass says what its networks are (`build`), how they are optimised (`configure_optimizers`, with a `name` for
+    each parameter group) and what one batch teaches (`learn`).
+
+    Args:
+        max_grad_norm: largest gradient norm of each parameter group; None for no clipping.
+        lr_schedule: `constant`, or `linear` decay to 0 over the budget of frames.
+    """
+
+    def __init__(self, *, max_grad_norm: float | None = 0.5, lr_schedule: str = "constant") -> None:
+        super().__init__()
+        if lr_schedule not in ("constant", "linear"):
+            raise ValueError(f"model.lr_schedule is {lr_schedule!r}; it must be 'constant' or 'linear'")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ValueError(f"model.max_grad_norm is {max_grad_norm}; it must be positive, or null for no clipping")
+        self.automatic_optimization = False
+        self.max_grad_norm, self.lr_schedule = max_grad_norm, lr_schedule
+        self.clock = FrameClock()
+        self.spaces: Spaces | None = None
+
+    # What a subclass supplies.
+
+    @abstractmethod
+    def build(self, spaces: Spaces) -> None:
+        """Make the networks for these sizes."""
+
+    @property
+    @abstractmethod
+    def policy(self) -> TensorDictModuleBase:
+        """What collects experience and is evaluated: reads observations, writes `action`."""
+
+    @abstractmethod
+    def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
+        """Make all the updates that a batch owes; give what each update measured, by name."""
+
+    def check(self, num_envs: int, steps: int) -> None:  # noqa: B027
+        """Raise ValueError where the recipe does not fit batches of `num_envs` times `steps` frames."""
+
+    # What Lightning calls.
+
+    def configure_model(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.spaces is None:
+            self.spaces = Spaces.of(data.env)
+            self.build(self.spaces)
+        self.check(data.env.batch_size.numel(), data.steps)
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> None:
+        self._schedule_learning_rate()
+        updates = self.learn(batch)
+        names = list(updates[0])
+        table = torch.stack([torch.stack([u[name].detach().float() for name in names]) for u in updates])
+        frames = self.clock.frames + batch["next", "done"].numel() * self.trainer.world_size
+        if not bool(table.isfinite().all()):
+            raise NonFiniteLossError(_where_not_finite(table, names, frames))
+        self.clock.frames = frames
+        metrics = {f"loss/{name}": mean for name, mean in zip(names, table.mean(0), strict=True)}
+        self._log({**metrics, **episode_returns(batch, "train")}, batch)
+
+    def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
+        self._log(episode_returns(batch, "eval"), batch)
+
+    def test_step(self, batch: TensorDict, batch_idx: int) -> None:
+        self._log(episode_returns(batch, "test"), batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.spaces is not None
+        checkpoint["frames"] = self.clock.frames
+        checkpoint["spaces"] = self.spaces.asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.clock.frames = checkpoint["frames"]
+        there = Spaces(**checkpoint["spaces"])
+        if there != self.spaces:
+            raise ValueError(f"ckpt_path: the checkpoint is for {there}, but data.env gives {self.spaces}")
+
+    # What a subclass uses.
+
+    def update(self, loss: Tensor, groups: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Backward, clip and step: the only place in the package that does.
+
+        Args:
+            loss: a scalar.
+            groups: names of the parameter groups to step; the others stay as they are. None means all.
+
+        Returns:
+            Norm of each stepped group's gradient before clipping, by name.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert not isinstance(optimizer, list)
+        optimizer.zero_grad(set_to_none=True)
+        chosen = [g for g in optimizer.param_groups if groups is None or g["name"] in groups]
+        idle = [p for g in optimizer.param_groups if g not in chosen for p in g["params"]]
+        if idle and self.trainer.world_size > 1:
+            # DDP reduces every parameter in every backward: let the idle ones take part with a gradient of zero.
+            loss = loss + 0.0 * torch.stack([p.sum() for p in idle]).sum()
+        self.manual_backward(loss)
+        for parameter in idle:
+            parameter.grad = None
+        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
+        norms = {f"{g['name']}_grad_norm": clip_grad_norm_(g["params"], limit) for g in chosen}
+        optimizer.step()
+        return norms
+
+    def _schedule_learning_rate(self) -> None:
+        if self.lr_schedule == "linear":
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, Optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - self.clock.progress)
+
+    def _log(self, metrics: dict[str, Tensor], batch: TensorDict) -> None:
+        self.log_dict(metrics, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+
+
+def episode_returns(batch: TensorDict, prefix: str) -> dict[str, Tensor]:
+    """Mean return of a trial, and of each of its episodes, over the trials that end in a batch.
+
+    Args:
+        batch: entries `[num_envs, time, ...]`; counts the trials that it holds from beginning to end.
+        prefix: goes before the names `return` and `episode_1`, `episode_2`, ...
+    """
+    reward, done = batch["next", "reward"].squeeze(-1), batch["next", "done"].squeeze(-1)
+    episode, start = batch["episode"].squeeze(-1), batch["is_init"].squeeze(-1)
+    trial = start.long().cumsum(1)  # 0 before the first start within the batch
+    whole = torch.zeros_like(reward, dtype=torch.bool)
+    for k in range(1, int(trial.max()) + 1):
+        inside = trial == k
+        whole |= inside & (inside & done).any(1, keepdim=True)
+    if not bool(whole.any()):
+        return {}
+    trials = (whole & done).sum()
+    episodes = int(episode.max()) + 1
+    sums = torch.zeros(episodes, device=reward.device).index_add_(0, episode[whole], reward[whole])
+    means = sums / trials
+    names = [f"{prefix}/episode_{k + 1}" for k in range(episodes)]
+    return {f"{prefix}/return": means.sum(), **dict(zip(names, means, strict=True))}
+
+
+def _where_not_finite(table: Tensor, names: list[str], frames: int) -> str:
+    update, column = (~table.isfinite()).nonzero()[0].tolist()
+    return (
+        f"{names[column]} is {float(table[update, column])} in update {update + 1} of {len(table)} on the batch that "
+        f"ends at frame {frames:,}. Training stops here, and no checkpoint is written from now on. A smaller model.lr "
+        "or model.max_grad_norm is the usual cure; continue from the last checkpoint with --ckpt_path last"
+    )

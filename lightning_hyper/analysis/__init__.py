@@ -1,0 +1,1 @@
+"""Looking at what was trained: statistics over seeds, and reports made of MLflow's runs."""

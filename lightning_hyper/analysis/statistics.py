@@ -1,0 +1,66 @@
+"""Statistics over few seeds: interquartile mean, bootstrap intervals and the area under a learning curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["area_under_curve", "bootstrap_interval", "interquartile_mean"]
+
+Array = NDArray[np.float64]
+
+
+def interquartile_mean(values: ArrayLike, axis: int = 0) -> Array:
+    """Mean of the middle half of the values along an axis (Agarwal et al. 2021, the metric of rliable).
+
+    A value at the edge of the middle half counts by its part inside, so the result is exact for any number of seeds:
+    of five sorted values the weights are 0, 0.3, 0.4, 0.3, 0. Any value that is not a number makes the result so too.
+    Raises ValueError without values.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
+    count = ordered.shape[axis]
+    if count == 0:
+        raise ValueError("the interquartile mean needs at least one value")
+    edges = np.clip(np.arange(count + 1) / count, 0.25, 0.75)
+    weights = np.diff(edges) / 0.5
+    middle: Array = np.moveaxis(ordered, axis, -1) @ weights
+    return middle
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[Array, int], Array] = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> tuple[Array, Array]:
+    """Percentile-bootstrap interval (low, high) of a statistic over seeds, for values `[seeds, ...]`.
+
+    Whole seeds are drawn with replacement, so the points of a curve stay together; the draw is fixed by `seed`.
+    `statistic` takes an array and the axis of the seeds. One seed gives an interval of no width. Raises ValueError
+    without values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim == 0 or sample.shape[0] == 0:
+        raise ValueError("a bootstrap interval needs values [seeds, ...] of at least one seed")
+    count = sample.shape[0]
+    drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    estimates = statistic(sample[drawn], 1)
+    low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
+
+
+def area_under_curve(frames: ArrayLike, values: ArrayLike) -> float:
+    """Mean height of a curve: its area by the trapezoid rule over the frames it spans, in the unit of the values.
+
+    A curve of one point has that point's height. Raises ValueError if the frames do not increase or do not match.
+    """
+    x, y = np.asarray(frames, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise ValueError(f"frames and values must be two lists of one length, not {x.shape} and {y.shape}")
+    if np.any(np.diff(x) <= 0):
+        raise ValueError("the frames of a curve must increase")
+    return float(y[0]) if x.size == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))

@@ -1,0 +1,234 @@
+"""The command `lightning-hyper`; each verb imports what it needs when it is called, so that help is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from lightning_hyper import recipes
+
+VERBS = {
+    "fit": "train a recipe, or resume it",
+    "validate": "evaluate a checkpoint on the evaluation tasks",
+    "test": "evaluate a checkpoint on the test tasks",
+    "recipes": "list the shipped recipes; show or copy one",
+    "sweep": "train recipes over seeds, several runs at a time",
+    "report": "tables and learning curves from the runs of an experiment",
+    "ui": "open MLflow on the runs",
+}
+HELP = f"""usage: lightning-hyper VERB ...
+
+Reinforcement learning in which how a network is conditioned on a context is one swappable part of a recipe.
+
+verbs:
+{chr(10).join(f"  {verb:9} {text}" for verb, text in VERBS.items())}
+
+options:
+  -h, --help     this text; `lightning-hyper VERB --help` explains one verb
+  --version      the version
+
+first steps:
+  lightning-hyper recipes
+  lightning-hyper fit -c recurrent/gridnavi_rnn_hn --seed 0
+  lightning-hyper ui
+"""
+WIDTH = 118
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code: 0, 1 for a failed run, 2 for a command at fault, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    try:
+        if verb == "--version":
+            print(f"lightning-hyper {_version()}")
+            return 0
+        if verb in ("fit", "validate", "test"):
+            from lightning_hyper.experiment import main as experiment
+
+            return experiment([verb, *rest])
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VERBS)}"
+            return _fault(f"unknown verb {verb!r}; {meant}")
+        return {"recipes": _recipes, "sweep": _sweep, "report": _report, "ui": _ui}[verb](rest)
+    except recipes.RecipeError as error:
+        return _fault(str(error), verb)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fault(message: str, verb: str = "") -> int:
+    print(f"lightning-hyper{' ' + verb if verb else ''}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    try:
+        return metadata.version("lightning-hyper")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(f"lightning-hyper {verb}", description=description, allow_abbrev=False)
+
+
+def _recipes(rest: Sequence[str]) -> int:
+    parser = _parser("recipes", "List the shipped recipes with what was measured; show one whole, or copy it to edit.")
+    actions = parser.add_subparsers(dest="action", metavar="show|copy")
+    show = actions.add_parser("show", help="print a recipe with all its layers merged")
+    show.add_argument("name", metavar="NAME", help="name of a shipped recipe, or path of a YAML file")
+    copy = actions.add_parser("copy", help="write a recipe, merged, to a file of your own")
+    copy.add_argument("name", metavar="NAME", help="name of a shipped recipe, or path of a YAML file")
+    copy.add_argument("destination", metavar="DEST", nargs="?", help="file or folder; <last part of NAME>.yaml here")
+    chosen = parser.parse_args(rest)
+    if chosen.action == "show":
+        print(recipes.show(chosen.name), end="")
+    elif chosen.action == "copy":
+        target = recipes.copy(chosen.name, chosen.destination)
+        print(f"wrote {target}; train it with: lightning-hyper fit -c {target}")
+    else:
+        print(_table(recipes.listing()), end="")
+    return 0
+
+
+def _table(rows: Sequence[recipes.Row]) -> str:
+    """Return an aligned table in which the last column is wrapped, so that lines fit the usual wide terminal."""
+    cells = [tuple(field.upper() for field in recipes.Row._fields), *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for row in cells:
+        start = "".join(f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False))
+        # A name so long that little room is left: the result goes below it, not into a column of single words.
+        narrow = indent > WIDTH - 30
+        hanging = " " * (4 if narrow else indent)
+        measured = textwrap.wrap(row[4], WIDTH - len(hanging)) or [""]
+        if narrow:
+            lines += [start, *(hanging + part for part in measured)]
+        else:
+            lines += [start + measured[0], *(hanging + part for part in measured[1:])]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _sweep(rest: Sequence[str]) -> int:
+    parser = _parser(
+        "sweep",
+        "Train recipes over seeds in child processes. Called again: skips what is finished, resumes what was cut.",
+    )
+    parser.usage = "%(prog)s -c RECIPE [-c RECIPE ...] --seeds 0-9 [options] [-- overrides passed on to fit]"
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="RECIPE",
+        action="append",
+        required=True,
+        help="a name or path; repeatable, each trained on its own",
+    )
+    parser.add_argument("--seeds", metavar="SEEDS", required=True, help="such as 0-9 or 0,3,5")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
+    parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the first recipe's)")
+    parser.add_argument("--root", default="runs", help="folder of everything that is written (runs)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (the database under the root)")
+    parser.add_argument(
+        "--vary",
+        metavar="KEY=V1,V2",
+        action="append",
+        default=[],
+        help="also train each recipe with these values of a key; repeatable, all combinations are run",
+    )
+    mine, overrides = list(rest), []
+    if "--" in mine:
+        split = mine.index("--")
+        mine, overrides = mine[:split], mine[split + 1 :]
+    chosen = parser.parse_args(mine)
+    from lightning_hyper import sweep
+
+    try:
+        return sweep.sweep(
+            chosen.config,
+            sweep.parse_seeds(chosen.seeds),
+            chosen.jobs,
+            chosen.experiment,
+            chosen.root,
+            vary=sweep.parse_vary(chosen.vary),
+            overrides=overrides,
+            tracking_uri=chosen.tracking_uri,
+        )
+    except sweep.SweepError as error:
+        return _fault(str(error), "sweep")
+
+
+def _report(rest: Sequence[str]) -> int:
+    parser = _parser(
+        "report", "Make a table and a learning-curve picture for each environment from an experiment's runs."
+    )
+    parser.add_argument("--experiment", metavar="NAME", required=True, help="MLflow experiment")
+    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (the database under the root)")
+    parser.add_argument("--metric", default="eval/return", help="what is compared (eval/return)")
+    parser.add_argument("--out", metavar="FOLDER", help="where it is written (<root>/<experiment>/report)")
+    parser.add_argument(
+        "--reference",
+        metavar="LABEL=VALUE",
+        action="append",
+        default=[],
+        help="a horizontal line, such as random=-5.2; repeatable",
+    )
+    parser.add_argument("--unfinished", action="store_true", help="count runs that are not finished, too")
+    chosen = parser.parse_args(rest)
+    references = {}
+    for text in chosen.reference:
+        label, _, value = text.rpartition("=")
+        try:
+            references[label] = float(value)
+        except ValueError:
+            label = ""
+        if not label:
+            return _fault(f"--reference must be LABEL=NUMBER, such as random=-5.2, not {text!r}", "report")
+    from lightning_hyper.analysis.report import ReportError, report
+
+    try:
+        made = report(
+            chosen.experiment,
+            chosen.root,
+            tracking_uri=chosen.tracking_uri,
+            metric=chosen.metric,
+            out=chosen.out,
+            references=references,
+            unfinished=chosen.unfinished,
+        )
+    except ReportError as error:
+        return _fault(str(error), "report")
+    print(made.text)
+    return 0
+
+
+def _ui(rest: Sequence[str]) -> int:
+    parser = _parser("ui", "Open MLflow on the runs, in the browser of this machine.")
+    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+    parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
+    chosen = parser.parse_args(rest)
+    root = Path(chosen.root).absolute()
+    database = root / "mlflow.db"
+    if not database.is_file():
+        return _fault(
+            f"no runs at --root {chosen.root}: {database} does not exist; train first, or name the root", "ui"
+        )
+    print(f"MLflow at http://127.0.0.1:{chosen.port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--default-artifact-root", str(root / "artifacts"), "--host", "127.0.0.1", "--port", str(chosen.port)]
+    return subprocess.call(command)

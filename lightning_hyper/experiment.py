@@ -1,0 +1,284 @@
+"""A recipe made into a run: LightningCLI with the package's clock, checkpoints, tracking and folders around it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+# More threads than one slow small networks down; `threads` in a recipe asks for more. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F401  their classes have short names
+from lightning_hyper.agent import CheckpointError, read_checkpoint
+from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
+from lightning_hyper.training.checkpoint import Checkpoints, RunState
+from lightning_hyper.training.clock import FrameBudget, GracefulStop
+from lightning_hyper.training.matmul import choose_matmul
+from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware
+from lightning_hyper.training.progress import ProgressBar
+
+RUN_FOLDER = "LIGHTNING_HYPER_RUN_FOLDER"
+FREE_ON_RESUME = {"data.init_args.batches_per_epoch", "data.init_args.eval_envs", "data.init_args.eval_mode"}
+
+
+class RecipeFault(ValueError):
+    """A recipe or command that cannot be run; the message names the key at fault."""
+
+
+class Command(LightningCLI):
+    """The parser of `fit`, `validate` and `test`, and the objects made from a recipe; does not start anything."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+        return {verb: skipped for verb in ("fit", "validate", "test")}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add = parser.add_argument
+        add("--frames", type=int, default=1_000_000, help="Environment frames to train for, all ranks together.")
+        add("--seed", type=int, default=0, help="Seed of weights, tasks, actions and minibatches.")
+        add("--experiment", type=str, default="default", help="MLflow experiment, and folder under the root.")
+        add("--root", type=str, default="runs", help="Folder under which everything that a run writes lies.")
+        add("--run", type=str | None, default=None, help="Name of the run; made from recipe and seed by default.")
+        add("--paper", type=str, default="", help="arXiv number of the paper; a tag.")
+        add("--method", type=str, default="", help="Name of the method; a tag, by which reports group runs.")
+        add("--environment", type=str, default="", help="Name of the environment; a tag, by which reports group runs.")
+        add("--variant", type=str, default="", help="What a sweep varies in this run; a tag.")
+        add("--parent", type=str | None, default=None, help="MLflow id of the parent run; a sweep sets it.")
+        add("--tracking_uri", type=str | None, default=None, help="MLflow server; a database under the root by default.")
+        add("--stop_at_return", type=float | None, default=None, help="End early at this eval/return.")
+        add("--threads", type=int | None, default=None, help="Threads of PyTorch; OMP_NUM_THREADS, else 1, by default.")
+        add(
+            "--matmul",
+            type=Literal["auto", "default"],
+            default="auto",
+            help="float32 matrix products on CPUs: probe for a faster path that is as exact, or leave PyTorch's.",
+        )
+        parser.add_class_arguments(Checkpoints, "checkpoint")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_core_arguments_to_parser(parser)
+        parser.set_defaults(
+            {
+                "trainer.max_epochs": -1,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.log_every_n_steps": 5,
+                "trainer.accelerator": "cpu",
+                "trainer.devices": 1,
+                "trainer.enable_model_summary": False,
+            }
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # without Lightning's warning on arguments beside sys.argv
+
+    def _parse_ckpt_path(self) -> None:
+        pass  # Lightning would merge hyper-parameters out of the checkpoint; the recipe is the only source here.
+
+    def _set_seed(self) -> None:
+        from lightning.pytorch import seed_everything
+
+        seed_everything(self.config[self.config["subcommand"]]["seed"], workers=True, verbose=False)
+
+    def instantiate_trainer(self, **_: Any) -> Any:
+        return None  # made later, when the folder of the run is known
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe: every key with its value."""
+        config = self.config[self.subcommand].clone()
+        config.pop("ckpt_path", None)
+        text = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
+        resolved: dict[str, Any] = yaml.safe_load(text)
+        resolved.pop("ckpt_path", None)
+        return resolved
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fit`, `validate` or `test` with the arguments of the command line; gives the exit code.
+
+    0 after a finished run, 1 after a failed one, 2 for a recipe or command at fault, 130 after Ctrl-C.
+    """
+    verb, *rest = argv
+    try:
+        return _run(verb, rest)
+    except (RecipeFault, recipes.RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
+        if os.environ.get("LIGHTNING_HYPER_TRACEBACK"):
+            raise
+        print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLossError as error:
+        print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    names, rest = _take(rest, "-c", "--config")
+    wanted, rest = _take(rest, "--ckpt_path")
+    given: dict[str, Any] = recipes.resolve(names) if names else {}
+    source = Path(wanted[-1]) if wanted and wanted[-1] not in ("last", "best") else None
+    if not names and source is not None:
+        given = read_checkpoint(source)["recipe"]
+    if not given and not {"-h", "--help"} & set(rest):
+        raise RecipeFault("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
+    command = Command(
+        Algorithm,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        args=[verb, *(["--config", yaml.safe_dump(given, sort_keys=False)] if given else []), *rest],
+    )
+    config = command.config[verb]
+    stem = Path(names[-1]).stem if names else source.parents[1].name if source else "run"
+    base = Path(config.root) / config.experiment
+    if source is None and wanted:
+        source = _newest(base, config.run or f"{stem}-seed{config.seed}", wanted[-1])
+    checkpoint = read_checkpoint(source) if source else {}
+    if checkpoint:
+        _require_same(checkpoint["recipe"], command.recipe, verb)
+    continuing = bool(checkpoint) and verb == "fit"
+    if continuing:
+        assert source is not None
+        folder = source.resolve().parents[1]
+    else:
+        folder = base / _free_name(base, config.run, f"{stem}-seed{config.seed}" if verb == "fit" else f"{stem}-{verb}")
+    return _execute(verb, command, folder, source, checkpoint if continuing else {})
+
+
+def _execute(verb: str, command: Command, folder: Path, source: Path | None, continued: dict[str, Any]) -> int:
+    config, made, recipe = command.config[verb], command.config_init[verb], command.recipe
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    decision = choose_matmul(continued.get("matmul", config.matmul))
+    rank_zero_info(decision.sentence)
+    os.environ[RUN_FOLDER] = str(folder)  # the other ranks, started by Lightning with these arguments, write there too
+    logger = MLflowLogger(
+        config.root,
+        config.experiment,
+        folder.name,
+        tracking_uri=config.tracking_uri,
+        tags={
+            **{key: str(recipe[key]) for key in ("paper", "method", "environment", "seed", "variant")},
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "matmul": decision.name,
+            "kind": verb,
+        },
+        parent=config.parent,
+        run_id=continued.get("run_id"),
+    )
+    logger.open()
+    logger.clock = command.model.clock
+    logger.log_hyperparams(recipe)
+    logger.log_text(yaml.safe_dump(recipe, sort_keys=False), "recipe.yaml")
+    stop = GracefulStop()
+    trainer = Trainer(
+        **{
+            **made.trainer.as_dict(),
+            "logger": logger,
+            "default_root_dir": str(folder),
+            "callbacks": [
+                *(made.trainer.callbacks or []),
+                FrameBudget(config.frames, config.stop_at_return),
+                stop,
+                ProgressBar(),
+                RunState({"recipe": recipe, "run_id": logger.version, "matmul": decision.name}),
+                made.checkpoint,
+            ],
+        }
+    )
+    getattr(trainer, verb)(command.model, datamodule=command.datamodule, ckpt_path=source, weights_only=True)
+    if stop.signal is not None:
+        logger.finish("KILLED")
+        rank_zero_info(f"Stopped at frame {command.model.clock.frames:,}; continue with --ckpt_path last")
+        return 130
+    if verb == "fit" and trainer.is_global_zero:
+        _finish(trainer, command.model, folder, logger)
+    return 0
+
+
+def _finish(trainer: Trainer, model: Algorithm, folder: Path, logger: MLflowLogger) -> None:
+    """Leave behind what sweeps and readers look for: the summary, and the checkpoints as artifacts."""
+    summary = {"frames": model.clock.frames, "budget": model.clock.budget}
+    summary |= {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("eval/")}
+    for name in ("last", "best"):
+        if (folder / "checkpoints" / f"{name}.ckpt").exists():
+            logger.log_artifact(folder / "checkpoints" / f"{name}.ckpt", "checkpoints")
+    (folder / "finished.json").write_text(json.dumps(summary))
+
+
+def _take(arguments: list[str], *options: str) -> tuple[list[str], list[str]]:
+    """Values of an option, given as `--key value` or `--key=value`, and the other arguments."""
+    values, others, i = [], [], 0
+    while i < len(arguments):
+        key, equals, value = arguments[i].partition("=")
+        if key in options and equals:
+            values.append(value)
+        elif arguments[i] in options:
+            i += 1
+            if i == len(arguments):
+                raise RecipeFault(f"{key} needs a value")
+            values.append(arguments[i])
+        else:
+            others.append(arguments[i])
+        i += 1
+    return values, others
+
+
+def _newest(base: Path, run: str, name: str) -> Path:
+    """The newest checkpoint called `name` among the runs of that name, numbered ones included."""
+    pattern = re.compile(re.escape(run) + r"(-\d+)?$")
+    found = [
+        folder / "checkpoints" / f"{name}.ckpt"
+        for folder in (base.iterdir() if base.is_dir() else [])
+        if pattern.match(folder.name) and (folder / "checkpoints" / f"{name}.ckpt").exists()
+    ]
+    if not found:
+        raise RecipeFault(f"ckpt_path: there is no {name}.ckpt of a run {run!r} in {base}")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _free_name(base: Path, run: str | None, stem: str) -> str:
+    if RUN_FOLDER in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ[RUN_FOLDER]).name
+    if run is not None:
+        if (base / run / "checkpoints").exists():
+            raise RecipeFault(f"run: {base / run} has checkpoints already; continue it with --ckpt_path last, or rename")
+        return run
+    taken = {path.name for path in base.iterdir()} if base.is_dir() else set()
+    return next(name for name in (stem, *(f"{stem}-{k}" for k in itertools.count(2))) if name not in taken)
+
+
+def _require_same(there: dict[str, Any], here: dict[str, Any], verb: str) -> None:
+    """Refuse a checkpoint of another recipe, naming the keys that differ."""
+    parts = ("model", "data") if verb == "fit" else ("model",)
+    old, new = (_flat({part: recipe[part] for part in parts}) for recipe in (there, here))
+    differing = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in FREE_ON_RESUME]
+    if differing:
+        shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in differing[:5])
+        raise RecipeFault(f"ckpt_path: the checkpoint is of another recipe ({shown})")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, branch in tree.items() for k, v in _flat(branch, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): tree}

@@ -1,0 +1,134 @@
+"""Checkpoints that continue a run bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import distributed as dist
+
+from lightning_hyper.algorithms import Algorithm
+
+
+class Checkpoints(Checkpoint):
+    """Writes `last.ckpt` at the end of every epoch, `best.ckpt`, and one to keep every so many frames.
+
+    They lie in `checkpoints/` under the trainer's `default_root_dir`. Each is written beside its name and then moved
+    there, so that a file of that name is always whole.
+
+    Args:
+        monitor: metric by which a checkpoint is the best.
+        mode: whether its `max` or `min` is best.
+        every: frames between the checkpoints `frames=<N>.ckpt` that are kept for good; null keeps none.
+    """
+
+    def __init__(
+        self, *, monitor: str = "eval/return", mode: Literal["max", "min"] = "max", every: int | None = None
+    ) -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.mode is {mode!r}; it must be 'max' or 'min'")
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint.every is {every}; it must be at least 1 frame, or null")
+        self.monitor, self.mode, self.every = monitor, mode, every
+        self.best: float | None = None
+        self.kept = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Algorithm)
+        names = []
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and self._is_best(float(value)):
+            self.best = float(value)
+            names.append("best.ckpt")
+        if self.every is not None and pl_module.clock.frames // self.every > self.kept:
+            self.kept = pl_module.clock.frames // self.every
+            names.append(f"frames={pl_module.clock.frames}.ckpt")
+        self._write(trainer, names)
+
+    def _is_best(self, value: float) -> bool:
+        return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
+
+    def _write(self, trainer: Trainer, copies: list[str]) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        last, partial = folder / "last.ckpt", folder / "last.ckpt.part"
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                os.replace(partial, last)
+                for name in copies:
+                    shutil.copyfile(last, partial)
+                    os.replace(partial, folder / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(f"root: cannot write a checkpoint in {folder} ({error}); earlier ones are whole") from error
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "kept": self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.kept = state_dict["best"], state_dict["kept"]
+
+
+class RunState(Callback):
+    """Puts into a checkpoint what Lightning leaves out: generators and collection of every rank, and the recipe.
+
+    Args:
+        facts: plain entries that go into every checkpoint (recipe, run id, matrix-product path).
+    """
+
+    def __init__(self, facts: dict[str, Any] | None = None) -> None:
+        self.facts = facts or {}
+        self._generators: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        own = {"generators": _generators(), "collection": trainer.datamodule.collection_state()}  # type: ignore[attr-defined]
+        ranks = [own]
+        if trainer.world_size > 1:
+            ranks = [{} for _ in range(trainer.world_size)]
+            dist.all_gather_object(ranks, own)
+        checkpoint.update(self.facts, ranks=ranks)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        ranks = checkpoint["ranks"]
+        if len(ranks) != trainer.world_size:
+            raise ValueError(
+                f"trainer.devices: the checkpoint is of {len(ranks)} rank(s) and training now has {trainer.world_size}; "
+                "continue with the same number"
+            )
+        own = ranks[trainer.global_rank]
+        self._generators = own["generators"]
+        trainer.datamodule.restore_collection(own["collection"])  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The last thing before the first batch: everything that start-up drew is undone.
+        if self._generators is not None:
+            _set_generators(self._generators)
+        elif trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+
+def _generators() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [name, [int(k) for k in keys], *rest],  # type: ignore[union-attr]
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
