@@ -1,0 +1,24 @@
+"""Networks: tensors in, tensors out; imports torch alone."""
+
+from lightning_hyper.nn.conditional import Concat, Conditional, ContextOnly, FiLM, Hyper
+from lightning_hyper.nn.encoders import VectorEncoder
+from lightning_hyper.nn.hypernetwork import GeneratedLinear
+from lightning_hyper.nn.sequence import GRU, LSTM, SequenceEncoder, Transformer
+from lightning_hyper.nn.trunks import MLPTrunk, ResidualTrunk, Trunk
+
+__all__ = [
+    "Concat",
+    "Conditional",
+    "ContextOnly",
+    "FiLM",
+    "GRU",
+    "GeneratedLinear",
+    "Hyper",
+    "LSTM",
+    "MLPTrunk",
+    "ResidualTrunk",
+    "SequenceEncoder",
+    "Transformer",
+    "Trunk",
+    "VectorEncoder",
+]

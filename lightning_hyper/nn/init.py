@@ -1,0 +1,183 @@
+"""Initialisation schemes, by name: of plain layers, and of the heads of a hypernetwork.
+
+A base scheme fills the weight `[out, in]` and bias `[out]` of a plain linear layer. A hypernetwork scheme fills the
+heads of one generated layer: what they emit should be worth starting from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# --- Base schemes ---------------------------------------------------------------------------------------------------
+
+
+def normc(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """Rows of N(0, 1) scaled to Euclidean norm `gain`; bias 0."""
+    rows = torch.randn_like(weight)
+    weight.copy_(gain * rows / rows.norm(dim=1, keepdim=True))
+    bias.zero_()
+
+
+def orthogonal(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """(Semi-)orthogonal matrix times `gain`; bias 0 (Saxe et al. 2014)."""
+    nn.init.orthogonal_(weight, gain)
+    bias.zero_()
+
+
+def kaiming(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """U(+-gain sqrt(6 / in)), of variance 2 gain^2 / in; bias 0 (He et al. 2015)."""
+    weight.uniform_(-1, 1).mul_(gain * math.sqrt(6 / weight.shape[1]))
+    bias.zero_()
+
+
+def default(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """U(+-gain / sqrt(in)) for weight and bias, which at gain 1 is how `nn.Linear` begins."""
+    bound = gain / math.sqrt(weight.shape[1])
+    weight.uniform_(-bound, bound)
+    bias.uniform_(-bound, bound)
+
+
+Base = Callable[[Tensor, Tensor, float], None]
+BASE: dict[str, Base] = {"normc": normc, "orthogonal": orthogonal, "kaiming": kaiming, "default": default}
+
+
+def base_scheme(name: str) -> Base:
+    """A base scheme by name.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in BASE:
+        raise ValueError(f"initialisation {name!r} is unknown; choose one of {', '.join(BASE)}")
+    return BASE[name]
+
+
+# --- Hypernetwork schemes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A generated layer, as a scheme sees it.
+
+    Attributes:
+        weight, bias, gain: heads, linear layers from z to the layer's weight, bias and gain; gain may be missing.
+        in_features, out_features: sizes of the generated layer.
+        is_output: whether it is the last one of its network.
+        base: draws a plain layer's weight `[out, in]` and bias `[out]`.
+        activation_factor: what makes up for the variance lost in the activation after the layer: 2 for a ReLU, else 1.
+    """
+
+    weight: nn.Linear
+    bias: nn.Linear
+    gain: nn.Linear | None
+    in_features: int
+    out_features: int
+    is_output: bool
+    base: Callable[[Tensor, Tensor], None]
+    activation_factor: float = 1.0
+
+    @property
+    def z(self) -> int:
+        return self.weight.in_features
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """A fresh plain layer by the base scheme: weight flattened to `[out * in]`, and bias `[out]`."""
+        weight, bias = torch.empty(self.out_features, self.in_features), torch.empty(self.out_features)
+        self.base(weight, bias)
+        return weight.flatten(), bias
+
+
+def bias_hyperinit(layer: Layer) -> None:
+    """Head weights 0, head biases a plain layer: the same network for every context (Beck et al. 2022)."""
+    weight, bias = layer.draw()
+    for head, start in ((layer.weight, weight), (layer.bias, bias)):
+        head.weight.zero_()
+        head.bias.copy_(start)
+
+
+def weight_hyperinit(layer: Layer) -> None:
+    """Each column of a head's weight an independent plain layer, head biases 0 (Beck et al. 2022).
+
+    For a one-hot z every context so begins as a plain network of its own.
+    """
+    for k in range(layer.z):
+        weight, bias = layer.draw()
+        layer.weight.weight[:, k] = weight
+        layer.bias.weight[:, k] = bias
+    layer.weight.bias.zero_()
+    layer.bias.bias.zero_()
+
+
+def both_hyperinit(layer: Layer) -> None:
+    """Half of Bias-HyperInit plus half of Weight-HyperInit (the published code's `init_wb`)."""
+    weight_hyperinit(layer)
+    weight, bias = layer.draw()
+    for head, start in ((layer.weight, weight), (layer.bias, bias)):
+        head.weight.mul_(0.5)
+        head.bias.copy_(0.5 * start)
+
+
+def hyperfan_in(layer: Layer) -> None:
+    """Hyperfan-in (Chang et al. 2020): generated layers keep the variance of activations, for z of unit variance.
+
+    The variance of the output is shared by W x and b: head weights of W are uniform with variance g / (2 z in), those
+    of b with variance g / (2 z), where g is 2 before a ReLU and 1 otherwise; head biases 0.
+    """
+    variance = layer.activation_factor / (2 * layer.z)
+    for head, share in ((layer.weight, variance / layer.in_features), (layer.bias, variance)):
+        head.weight.uniform_(-1, 1).mul_(math.sqrt(3 * share))
+        head.bias.zero_()
+
+
+def sarafian(layer: Layer) -> None:
+    """Uniform heads of Sarafian et al. 2021: +-0.05 in hidden layers, +-0.008 in the output layer; head biases 0.
+
+    The constants are for z of 1024 and 256 hidden units; at other widths they keep the generated weights' scale:
+    0.05 sqrt(1024 / z), and 0.008 sqrt(1024 / z) sqrt(256 / in).
+    """
+    bound = (0.008 * math.sqrt(256 / layer.in_features) if layer.is_output else 0.05) * math.sqrt(1024 / layer.z)
+    for head in (layer.weight, layer.bias, layer.gain):
+        if head is not None:
+            head.weight.uniform_(-bound, bound)
+            head.bias.zero_()
+
+
+def _plain_heads(base: Base) -> Callable[[Layer], None]:
+    def scheme(layer: Layer) -> None:
+        for head in (layer.weight, layer.bias):
+            base(head.weight, head.bias, 1.0)
+
+    scheme.__doc__ = f"Heads begin as any linear layer would, by `{base.__name__}`: what HyperInit improves on."
+    return scheme
+
+
+HYPER: dict[str, Callable[[Layer], None]] = {
+    "bias_hyperinit": bias_hyperinit,
+    "weight_hyperinit": weight_hyperinit,
+    "both_hyperinit": both_hyperinit,
+    "hyperfan_in": hyperfan_in,
+    "sarafian": sarafian,
+    **{name: _plain_heads(scheme) for name, scheme in BASE.items()},
+}
+
+
+@torch.no_grad()
+def initialize(name: str, layer: Layer) -> None:
+    """Fill the heads of a generated layer by a hypernetwork scheme.
+
+    Heads of the gain start at zero (a gain of one) unless the scheme says otherwise.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in HYPER:
+        raise ValueError(f"init is {name!r}; choose one of {', '.join(HYPER)}")
+    if layer.gain is not None:
+        layer.gain.weight.zero_()
+        layer.gain.bias.zero_()
+    HYPER[name](layer)

@@ -1,0 +1,115 @@
+"""Trunks: the shared body of a hypernetwork, from context to the features z that its heads read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_hyper.nn.activations import activation as make_activation
+from lightning_hyper.nn.init import base_scheme
+
+
+class Trunk(nn.Module):
+    """`forward([*B, in]) -> [*B, out_features]`."""
+
+    out_features: int
+
+
+class MLPTrunk(Trunk):
+    """Linear layers with an activation after each, the last one included.
+
+    Args:
+        in_features: features of the context.
+        widths: width of each layer; (25,) is the embedding of the recurrent paper.
+        activation: name of the activation.
+        init: base scheme of the layers.
+    """
+
+    def __init__(
+        self, in_features: int, *, widths: Sequence[int] = (25,), activation: str = "tanh", init: str = "default"
+    ) -> None:
+        super().__init__()
+        self.layers, self.out_features = dense_layers(in_features, widths, activation, init)
+
+    def forward(self, context: Tensor) -> Tensor:
+        z: Tensor = self.layers(context)
+        return z
+
+
+class ResidualTrunk(Trunk):
+    """The primary network of Sarafian et al.: widening stages of residual blocks, no normalisation.
+
+    Args:
+        in_features: features of the context.
+        widths: width of each stage.
+        blocks: residual blocks x + W relu(W relu(x)) of each stage.
+        scale: constant of the uniform initialisation: `td3` 1 / (2 sqrt(in)), or `sac` 1 / sqrt(2 in).
+
+    Source: ICML 2021 (arXiv 2106.06842), official TD3 and SAC code.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        widths: Sequence[int] = (256, 512, 1024),
+        blocks: int = 2,
+        scale: Literal["td3", "sac"] = "td3",
+    ) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"trunk.widths is {list(widths)}; it must be one or more positive widths")
+        if scale not in ("td3", "sac"):
+            raise ValueError(f"trunk.scale is {scale!r}; it must be 'td3' or 'sac'")
+        stages: list[nn.Module] = []
+        for width in widths:
+            stages += [nn.Linear(in_features, width), *(_Residual(width) for _ in range(blocks))]
+            in_features = width
+        self.stages = nn.Sequential(*stages)
+        self.out_features = in_features
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    bound = 1 / math.sqrt((4 if scale == "td3" else 2) * layer.in_features)
+                    layer.weight.uniform_(-bound, bound)
+
+    def forward(self, context: Tensor) -> Tensor:
+        z: Tensor = self.stages(context)
+        return z
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + inside
+
+
+def dense_layers(in_features: int, widths: Sequence[int], activation: str, init: str) -> tuple[nn.Sequential, int]:
+    """Linear layers with an activation after each, and the features that come out.
+
+    Raises:
+        ValueError: no widths, or one that is not positive.
+    """
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths is {list(widths)}; it must be one or more positive widths")
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [plain_linear(in_features, width, init), make_activation(activation)]
+        in_features = width
+    return nn.Sequential(*layers), in_features
+
+
+def plain_linear(in_features: int, out_features: int, init: str = "default", gain: float = 1.0) -> nn.Linear:
+    """A linear layer begun by a base scheme."""
+    layer = nn.Linear(in_features, out_features)
+    with torch.no_grad():
+        base_scheme(init)(layer.weight, layer.bias, gain)
+    return layer
