@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_hyper import recipes
 
@@ -42,7 +44,7 @@ WIDTH = 118
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code: 0, 1 for a failed run, 2 for a command at fault, 130 after Ctrl-C."""
+    """Run a command line; gives 0, 1 for a failed run, 2 for a command at fault, or 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -70,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def script() -> None:
+    """Run the command line of this process and end with its exit code."""
+    sys.exit(main())
+
+
 def _fault(message: str, verb: str = "") -> int:
     print(f"lightning-hyper{' ' + verb if verb else ''}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
@@ -82,8 +89,46 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(f"lightning-hyper {verb}", description=description, allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parser(verb: str, description: str) -> _Parser:
+    return _Parser(f"lightning-hyper {verb}", description=description, allow_abbrev=False)
+
+
+def seeds(text: str) -> list[int]:
+    """Return the seeds of `0-9`, `0,3,5` or `0-2,7`, each once; raises ArgumentTypeError."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"must be such as 0-9 or 0,3,5, not {text!r}")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(found))
+
+
+def varied(text: str) -> tuple[str, list[str]]:
+    """Return key and values of `lr=1e-3,1e-4`; commas in brackets part nothing. Raises ArgumentTypeError."""
+    key, _, values = text.lstrip("-").partition("=")
+    parts = re.split(r",(?![^\[{(]*[\]})])", values)
+    if not key or not all(parts):
+        raise argparse.ArgumentTypeError(f"must be KEY=V1,V2, such as model.init_args.lr=1e-3,1e-4, not {text!r}")
+    return key, list(dict.fromkeys(parts))
+
+
+def reference(text: str) -> tuple[str, float]:
+    """Return label and height of `random=-5.2`; raises ArgumentTypeError."""
+    label, _, value = text.rpartition("=")
+    try:
+        height = float(value)
+    except ValueError:
+        label, height = "", 0.0
+    if not label:
+        raise argparse.ArgumentTypeError(f"must be LABEL=NUMBER, such as random=-5.2, not {text!r}")
+    return label, height
 
 
 def _recipes(rest: Sequence[str]) -> int:
@@ -138,13 +183,14 @@ def _sweep(rest: Sequence[str]) -> int:
         required=True,
         help="a name or path; repeatable, each trained on its own",
     )
-    parser.add_argument("--seeds", metavar="SEEDS", required=True, help="such as 0-9 or 0,3,5")
+    parser.add_argument("--seeds", type=seeds, metavar="SEEDS", required=True, help="such as 0-9 or 0,3,5")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
     parser.add_argument("--experiment", metavar="NAME", help="MLflow experiment (the first recipe's)")
     parser.add_argument("--root", default="runs", help="folder of everything that is written (runs)")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server (the database under the root)")
     parser.add_argument(
         "--vary",
+        type=varied,
         metavar="KEY=V1,V2",
         action="append",
         default=[],
@@ -160,11 +206,11 @@ def _sweep(rest: Sequence[str]) -> int:
     try:
         return sweep.sweep(
             chosen.config,
-            sweep.parse_seeds(chosen.seeds),
+            chosen.seeds,
             chosen.jobs,
             chosen.experiment,
             chosen.root,
-            vary=sweep.parse_vary(chosen.vary),
+            vary=dict(chosen.vary),
             overrides=overrides,
             tracking_uri=chosen.tracking_uri,
         )
@@ -183,6 +229,7 @@ def _report(rest: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="where it is written (<root>/<experiment>/report)")
     parser.add_argument(
         "--reference",
+        type=reference,
         metavar="LABEL=VALUE",
         action="append",
         default=[],
@@ -190,15 +237,6 @@ def _report(rest: Sequence[str]) -> int:
     )
     parser.add_argument("--unfinished", action="store_true", help="count runs that are not finished, too")
     chosen = parser.parse_args(rest)
-    references = {}
-    for text in chosen.reference:
-        label, _, value = text.rpartition("=")
-        try:
-            references[label] = float(value)
-        except ValueError:
-            label = ""
-        if not label:
-            return _fault(f"--reference must be LABEL=NUMBER, such as random=-5.2, not {text!r}", "report")
     from lightning_hyper.analysis.report import ReportError, report
 
     try:
@@ -208,7 +246,7 @@ def _report(rest: Sequence[str]) -> int:
             tracking_uri=chosen.tracking_uri,
             metric=chosen.metric,
             out=chosen.out,
-            references=references,
+            references=dict(chosen.reference),
             unfinished=chosen.unfinished,
         )
     except ReportError as error:

@@ -149,9 +149,9 @@ class Transformer(SequenceEncoder):
         trial = fresh.long().cumsum(1)  # positions of one number belong to one trial
         features = self._attend(embedded, alive, trial, steps)
         # Positions of an earlier trial than the last step's are no longer there.
-        alive = alive & (trial == trial[:, -1:])
         tail = embedded.shape[1] - past
-        left = torch.cat([embedded[:, tail:].flatten(1), alive[:, tail:].to(embedded.dtype)], 1)
+        alive = (alive & (trial == trial[:, -1:]))[:, tail:].to(embedded.dtype)
+        left = torch.cat([(embedded[:, tail:] * alive.unsqueeze(-1)).flatten(1), alive], 1)
         return features, left
 
     def _attend(self, embedded: Tensor, alive: Tensor, trial: Tensor, steps: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Everything about running: clock, checkpoints, tracking, progress."""

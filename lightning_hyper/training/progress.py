@@ -1,0 +1,102 @@
+"""Progress in frames."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as Base
+from tqdm import tqdm
+
+from lightning_hyper.algorithms import Algorithm
+
+
+class ProgressBar(Base):
+    """One bar over the budget of frames on a terminal; elsewhere one line per epoch.
+
+    Shows frames, frames per second of this session, and the returns of training and of the last evaluation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: tqdm[Any] | None = None
+        self._enabled = True
+        self._start = (0.0, 0)
+        self._evaluated: dict[str, float] = {}
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Algorithm)
+        clock = pl_module.clock
+        self._start = (time.perf_counter(), clock.frames)
+        if self._enabled and trainer.is_global_zero and sys.stdout.isatty():
+            layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+            self._bar = tqdm(
+                total=clock.budget,
+                initial=clock.frames,
+                unit="frames",
+                unit_scale=True,
+                bar_format=layout,
+                file=sys.stdout,
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Algorithm)
+        if self._bar is not None:
+            self._bar.set_postfix_str(_returns(trainer, self._evaluated), refresh=False)
+            self._bar.update(pl_module.clock.frames - self._bar.n)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "eval/return"}
+        if not trainer.sanity_checking and trainer.state.fn == "validate":
+            _table(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _table(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Algorithm)
+        seconds = time.perf_counter() - self._start[0]
+        rate = (pl_module.clock.frames - self._start[1]) / seconds
+        for logger in trainer.loggers:
+            logger.log_metrics({"time/frames_per_second": rate, "time/seconds": seconds}, pl_module.clock.frames)
+        if self._bar is None and self._enabled and trainer.is_global_zero:
+            clock = pl_module.clock
+            returns = _returns(trainer, self._evaluated)
+            print(f"frames {clock.frames:,}/{clock.budget or 0:,}  {rate / 1000:.1f}k frames/s  {returns}", flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.write(" ".join(map(str, args)))
+        else:
+            print(*args, **kwargs)
+
+
+def _returns(trainer: Trainer, evaluated: dict[str, float]) -> str:
+    train = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train/return"}
+    return "  ".join(f"{key} {value:.2f}" for key, value in {**train, **evaluated}.items())
+
+
+def _table(trainer: Trainer) -> None:
+    if trainer.is_global_zero:
+        for key, value in trainer.callback_metrics.items():
+            print(f"{key:20} {float(value):10.3f}", flush=True)
