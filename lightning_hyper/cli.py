@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return {"recipes": _recipes, "sweep": _sweep, "report": _report, "ui": _ui}[verb](rest)
     except recipes.RecipeError as error:
         return _fault(str(error), verb)
+    except SystemExit as end:  # argparse's way to answer --help and faults
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 0
@@ -201,6 +203,8 @@ def _sweep(rest: Sequence[str]) -> int:
         split = mine.index("--")
         mine, overrides = mine[:split], mine[split + 1 :]
     chosen = parser.parse_args(mine)
+    if len(dict(chosen.vary)) < len(chosen.vary):
+        parser.error("argument --vary: a key is given twice; give all its values at once")
     from lightning_hyper import sweep
 
     try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
     0 after a finished run, 1 after a failed one, 2 for a recipe or command at fault, 130 after Ctrl-C.
     """
     verb, *rest = argv
+    _quieten()
     try:
         return _run(verb, rest)
     except (RecipeFault, recipes.RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
@@ -206,7 +209,11 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
             ],
         }
     )
-    getattr(trainer, verb)(command.model, datamodule=command.datamodule, ckpt_path=source, weights_only=True)
+    try:
+        getattr(trainer, verb)(command.model, datamodule=command.datamodule, ckpt_path=source, weights_only=True)
+    except SystemExit:  # Lightning's way out of a second Ctrl-C
+        if stop.signal is None:
+            raise
     if stop.signal is not None:
         logger.finish("KILLED")
         rank_zero_info(f"Stopped at frame {command.model.clock.frames:,}; continue with --ckpt_path last")
@@ -223,7 +230,17 @@ def _finish(trainer: Trainer, model: Algorithm, folder: Path, logger: MLflowLogg
     for name in ("last", "best"):
         if (folder / "checkpoints" / f"{name}.ckpt").exists():
             logger.log_artifact(folder / "checkpoints" / f"{name}.ckpt", "checkpoints")
+    logger.flush()
     (folder / "finished.json").write_text(json.dumps(summary))
+
+
+def _quieten() -> None:
+    """Leave out what other packages say at every start, none of which a user can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
+    )
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def _take(arguments: list[str], *options: str) -> tuple[list[str], list[str]]:
@@ -265,7 +282,8 @@ def _free_name(base: Path, run: str | None, stem: str) -> str:
             raise RecipeFault(f"run: {base / run} has checkpoints already; continue it with --ckpt_path last, or rename")
         return run
     taken = {path.name for path in base.iterdir()} if base.is_dir() else set()
-    return next(name for name in (stem, *(f"{stem}-{k}" for k in itertools.count(2))) if name not in taken)
+    numbered = (f"{stem}-{k}" for k in itertools.count(2))
+    return next(name for name in itertools.chain([stem], numbered) if name not in taken)
 
 
 def _require_same(there: dict[str, Any], here: dict[str, Any], verb: str) -> None:

@@ -74,14 +74,17 @@ def listing() -> list[Row]:
     rows = []
     for name in names():
         recipe = resolve([name])
-        about = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
-        rows.append(Row(name, *about, _measured(_header(_find(name)))))
+        paper, method, environment = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
+        rows.append(Row(name, paper, method, environment, _measured(_header(_find(name)))))
     return rows
 
 
 def show(name: str) -> str:
     """Return the header comment of a recipe and its merged YAML, layers included; raises RecipeError."""
-    merged = yaml.dump(resolve([name]), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+    recipe = resolve([name])
+    # Innermost mappings and lists on one line, as recipes are written; but never the whole recipe.
+    flow = None if any(isinstance(value, dict | list) for value in recipe.values()) else False
+    merged = yaml.dump(recipe, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=110)
     return "".join(f"{line}\n" for line in _header(_find(name))) + str(merged)
 
 

@@ -12,6 +12,7 @@ A trial is `episodes` episodes of one task. Every environment here gives these e
 and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials.
 """
 
+from lightning_hyper.envs.base import TrialEnv
 from lightning_hyper.envs.gridnavi import GridNavi
 
-__all__ = ["GridNavi"]
+__all__ = ["GridNavi", "TrialEnv"]

@@ -8,9 +8,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
 
-class GridNavi(EnvBase):
+from lightning_hyper.envs.base import TrialEnv
+
+
+class GridNavi(TrialEnv):
     """A batch of grid-world trials: `episodes` episodes of `episode_steps` steps with one hidden goal each.
 
     The agent starts every episode in the corner (0, 0); the goal is uniform over the cells outside the start's 3x3
@@ -36,7 +38,6 @@ class GridNavi(EnvBase):
     Source: Beck et al. 2023 (arXiv 2309.14970), grid worlds; after Zintgraf et al. 2020 (VariBAD).
     """
 
-    batch_locked = True
     MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 
     def __init__(
@@ -51,7 +52,6 @@ class GridNavi(EnvBase):
         device: str = "cpu",
     ) -> None:
         for key, value, least in (
-            ("num_envs", num_envs, 1),
             ("episodes", episodes, 1),
             ("episode_steps", episode_steps, 1),
             ("size", size, 3),
@@ -62,20 +62,15 @@ class GridNavi(EnvBase):
             raise ValueError(f"GridNavi: reward is {reward!r}; it must be 'sparse' or 'dense'")
         if show_goal not in ("never", "episode_start", "start_cell"):
             raise ValueError(f"GridNavi: show_goal is {show_goal!r}; choose 'never', 'episode_start' or 'start_cell'")
-        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        super().__init__(num_envs, device)
         self.episodes, self.episode_steps, self.size = episodes, episode_steps, size
         self.reward, self.show_goal = reward, show_goal
-        self.generator = torch.Generator(device=self.device)
+        self.trial_steps = episodes * episode_steps
         self._moves = torch.tensor(self.MOVES, device=self.device)
         self.goals = torch.tensor(
             [(x, y) for x in range(size) for y in range(size) if x > 1 or y > 1], device=self.device
         )
         self._make_specs(num_envs)
-
-    @property
-    def trial_steps(self) -> int:
-        """Steps (frames) of a whole trial."""
-        return self.episodes * self.episode_steps
 
     def _make_specs(self, n: int) -> None:
         def real(features: int) -> Unbounded:
@@ -154,14 +149,3 @@ class GridNavi(EnvBase):
             return cell
         reveal = episode_over if self.show_goal == "episode_start" else (cell == 0).all(-1, keepdim=True)
         return torch.where(reveal, goal, cell)
-
-    def _set_seed(self, seed: int | None) -> None:
-        if seed is not None:
-            self.generator.manual_seed(seed)
-
-    def get_extra_state(self) -> Tensor:
-        """State of the task generator; positions and goals live in the tensordict."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())

@@ -11,10 +11,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-EnvFactory = Callable[..., EnvBase]
+from lightning_hyper.envs import TrialEnv
+
+EnvFactory = Callable[[], TrialEnv]
 
 
 class TrialRollouts(LightningDataModule):
@@ -61,7 +62,7 @@ class TrialRollouts(LightningDataModule):
     @property
     def steps(self) -> int:
         """Frames of each environment in a batch."""
-        return self._steps or int(self.env.trial_steps)
+        return self._steps or self.env.trial_steps
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
@@ -111,7 +112,7 @@ class Rollouts:
         batches: length of one pass.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, steps: int, batches: int) -> None:
+    def __init__(self, env: TrialEnv, policy: TensorDictModuleBase, steps: int, batches: int) -> None:
         self.env, self.batches = env, batches
         self.collector = Collector(
             env,
@@ -171,7 +172,7 @@ class Evaluation:
         deterministic: take the most likely action rather than draw one.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, seed: int, *, deterministic: bool) -> None:
+    def __init__(self, env: TrialEnv, policy: TensorDictModuleBase, seed: int, *, deterministic: bool) -> None:
         self.env, self.policy, self.seed, self.deterministic = env, policy, seed, deterministic
 
     def __len__(self) -> int:
@@ -184,7 +185,7 @@ class Evaluation:
         with torch.random.fork_rng(devices=devices), torch.no_grad(), set_exploration_type(mode):
             torch.manual_seed(self.seed)
             self.env.set_seed(self.seed)
-            batch = self.env.rollout(int(self.env.trial_steps), self.policy, break_when_any_done=False)
+            batch = self.env.rollout(self.env.trial_steps, self.policy, break_when_any_done=False)
         batch.batch_size = batch.batch_size[:1]
         yield cast(TensorDict, batch)
 

@@ -133,7 +133,12 @@ def test_explorer_lies_between_random_and_told():
 
 @pytest.mark.parametrize(
     ("options", "key"),
-    [({"size": 2}, "size"), ({"episodes": 0}, "episodes"), ({"reward": "none"}, "reward"), ({"show_goal": "x"}, "show_goal")],
+    [
+        ({"size": 2}, "size"),
+        ({"episodes": 0}, "episodes"),
+        ({"reward": "none"}, "reward"),
+        ({"show_goal": "x"}, "show_goal"),
+    ],
 )
 def test_bad_options_name_the_key(options, key):
     with pytest.raises(ValueError, match=key):

@@ -1,0 +1,422 @@
+"""A report of an MLflow experiment: for each environment one table and one picture of learning curves."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Environment", "Report", "ReportError", "Run", "Series", "report"]
+
+NOT_TRAINING = {"sweep", "report", "validate", "test"}  # values of the tag `kind`
+POINTS = 200  # of a drawn curve; more cannot be seen
+# Okabe and Ito's colours without their yellow: told apart by colour-blind eyes, and on white paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
+DASHES = ("-", "--", ":", "-.")
+
+Array = NDArray[np.float64]
+Curve = tuple[Array, Array]  # frames, values
+
+
+class ReportError(ValueError):
+    """A report that cannot be made; the message is one sentence that names the option at fault."""
+
+
+@dataclass
+class Run:
+    """One training run: what its tags say it is, and its curve of the metric over frames."""
+
+    id: str
+    name: str
+    environment: str
+    label: str
+    seed: str
+    status: str
+    ended: int  # milliseconds since 1970, or when it began while it is running
+    frames: Array
+    values: Array
+    episodes: dict[int, float]
+    frames_per_second: float
+
+
+@dataclass
+class Series:
+    """A method, or a variant of it, in one environment: its runs, one for each seed."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def final(self) -> Array:
+        """Last value of each seed `[seeds]`."""
+        return np.array([run.values[-1] for run in self.runs])
+
+    @property
+    def area(self) -> Array:
+        """Mean height of each seed's curve `[seeds]`, over the frames that it spans."""
+        return np.array([area_under_curve(run.frames, run.values) for run in self.runs])
+
+    def curves(self) -> tuple[Array, Array]:
+        """Frames `[points]` that all runs span, up to the shortest one's end, and their values `[seeds, points]`."""
+        begin = max(run.frames[0] for run in self.runs)
+        end = min(run.frames[-1] for run in self.runs)
+        grid = np.unique(np.concatenate([run.frames for run in self.runs]))
+        grid = grid[(grid >= begin) & (grid <= end)]
+        if len(grid) == 0:  # the runs do not overlap
+            grid = np.array([end])
+        if len(grid) > POINTS:
+            grid = grid[np.linspace(0, len(grid) - 1, POINTS).round().astype(int)]
+        return grid, np.stack([np.interp(grid, run.frames, run.values) for run in self.runs])
+
+
+@dataclass
+class Environment:
+    """One environment of a report: its methods, the best first, its table and its files."""
+
+    name: str
+    series: list[Series]
+    header: list[str]
+    rows: list[list[str]]
+    picture: Path
+
+
+@dataclass
+class Report:
+    """What was made: `text` for a terminal, `markdown`, notes on what was left out, and where it lies."""
+
+    experiment: str
+    metric: str
+    folder: Path
+    environments: list[Environment] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    run_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """The tables and notes as aligned plain text."""
+        parts = [f"{env.name}: {self.metric}\n{_aligned([env.header, *env.rows])}" for env in self.environments]
+        return "\n\n".join([*parts, "\n".join([*self.notes, LEGEND, f"written to {self.folder}"])])
+
+    @property
+    def markdown(self) -> str:
+        """The tables, pictures and notes as Markdown."""
+        parts = [f"# {self.experiment}: {self.metric}"]
+        for env in self.environments:
+            lines = [env.header, ["---", *["---:"] * (len(env.header) - 1)], *env.rows]
+            table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+            parts += [f"## {env.name}", table, f"![{env.name}]({env.picture.name})"]
+        return "\n\n".join([*parts, *(f"- {note}" for note in self.notes), LEGEND]) + "\n"
+
+
+LEGEND = "Interquartile mean over seeds [95 % bootstrap interval]; area: mean height of the learning curve."
+
+
+def report(
+    experiment: str,
+    root: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+    metric: str = "eval/return",
+    out: str | Path | None = None,
+    references: Mapping[str, float] | None = None,
+    unfinished: bool = False,
+) -> Report:
+    """Make tables and learning curves from an experiment's runs, write them to a folder and log them to MLflow.
+
+    Runs are grouped by their tags environment, method, variant and seed, the newest of each counts; `references` are
+    horizontal lines by label, in units of the metric; `unfinished` also counts runs that have not finished. The files
+    go to `out`, or to `<root>/<experiment>/report`. Raises ReportError.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    root = Path(root).absolute()
+    database = root / "mlflow.db"
+    if tracking_uri is None and not database.is_file():
+        raise ReportError(f"--root: {database} does not exist; train first, or give the --root or --tracking-uri")
+    made = Report(experiment, metric, Path(out) if out is not None else root / experiment / "report")
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{database}")
+        experiment_id = _experiment_id(client, experiment)
+        runs = _chosen(_training_runs(client, experiment_id, metric, made.notes), unfinished, made.notes)
+        if not runs:
+            why = " ".join(made.notes) or "It has no training runs."
+            raise ReportError(f"--experiment {experiment}: no finished run has the metric {metric!r}. {why}")
+        try:
+            files = _write(made, runs, references or {})
+        except OSError as error:
+            raise ReportError(f"--out: cannot write to {made.folder} ({error.strerror})") from error
+        made.run_id = _log(client, experiment_id, files)
+    except MlflowException as error:
+        raise ReportError(f"MLflow: {str(error).splitlines()[0]}") from error
+    return made
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        known = sorted(experiment.name for experiment in client.search_experiments())
+        raise ReportError(f"--experiment: there is no experiment {name!r}; there are {', '.join(known) or 'none'}")
+    return str(found.experiment_id)
+
+
+def _all_runs(client: MlflowClient, experiment_id: str) -> Iterable[Any]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _training_runs(client: MlflowClient, experiment_id: str, metric: str, notes: list[str]) -> list[Run]:
+    runs, without = [], []
+    for run in _all_runs(client, experiment_id):
+        tags = run.data.tags
+        if tags.get("kind") in NOT_TRAINING:
+            continue
+        if metric not in run.data.metrics:
+            without.append(run.info.run_name)
+            continue
+        frames, values = _history(client, run.info.run_id, metric)
+        _, speeds = _history(client, run.info.run_id, "time/frames_per_second")
+        episodes = {
+            int(match[1]): value
+            for key, value in run.data.metrics.items()
+            if (match := re.fullmatch(r"eval/episode_(\d+)", key))
+        }
+        method, variant = tags.get("method") or run.info.run_name, tags.get("variant", "")
+        runs.append(
+            Run(
+                id=run.info.run_id,
+                name=run.info.run_name,
+                environment=tags.get("environment") or "(no environment)",
+                label=f"{method} ({variant})" if variant else method,
+                seed=tags.get("seed", ""),
+                status=run.info.status,
+                ended=run.info.end_time or run.info.start_time,
+                frames=frames,
+                values=values,
+                episodes=episodes,
+                frames_per_second=float(np.median(speeds)) if len(speeds) else float("nan"),
+            )
+        )
+    if without:
+        notes.append(f"Left out, without {metric}: {', '.join(sorted(without))}.")
+    return runs
+
+
+def _history(client: MlflowClient, run_id: str, key: str) -> Curve:
+    """Return a metric over frames; where a resumed run has logged a frame again, the later value."""
+    history = sorted(client.get_metric_history(run_id, key), key=lambda point: (point.step, point.timestamp))
+    latest = {point.step: point.value for point in history}
+    return np.array(list(latest), dtype=np.float64), np.array(list(latest.values()), dtype=np.float64)
+
+
+def _chosen(runs: Sequence[Run], unfinished: bool, notes: list[str]) -> list[Run]:
+    """Return one run for each environment, method, variant and seed: the newest, finished ones before others."""
+    if not unfinished:
+        left = [run for run in runs if run.status != "FINISHED"]
+        if left:
+            listed = ", ".join(sorted(f"{run.name} ({run.status.lower()})" for run in left))
+            notes.append(f"Left out, not finished (--unfinished counts them): {listed}.")
+        runs = [run for run in runs if run.status == "FINISHED"]
+    newest: dict[tuple[str, str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: (run.status == "FINISHED", run.ended)):
+        newest[run.environment, run.label, run.seed] = run
+    dropped = len(runs) - len(newest)
+    if dropped:
+        notes.append(f"Dropped {dropped} run(s) of which a newer one has the same method, variant and seed.")
+    counted = [f"{run.name} ({run.status.lower()})" for run in newest.values() if run.status != "FINISHED"]
+    if counted:
+        notes.append(f"Counted though not finished: {', '.join(sorted(counted))}.")
+    broken = [run.name for run in newest.values() if not np.isfinite(run.values).all()]
+    if broken:
+        notes.append(f"Not a number somewhere: {', '.join(sorted(broken))}.")
+    return list(newest.values())
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
+    grouped: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (len(run.seed), run.seed)):
+        grouped.setdefault(run.label, []).append(run)
+    series = [Series(label, members) for label, members in sorted(grouped.items())]
+    series.sort(key=lambda one: -np.nan_to_num(interquartile_mean(one.final), nan=-np.inf))
+    episodes = sorted({episode for run in runs for episode in run.episodes})
+    header = ["method", "seeds", "frames", "final", *(f"episode {k}" for k in episodes), "area", "frames/s"]
+    rows = []
+    for one in series:
+        shortest, longest = (f"{pick(run.frames[-1] for run in one.runs):,.0f}" for pick in (min, max))
+        means = [[run.episodes[k] for run in one.runs if k in run.episodes] for k in episodes]
+        rows.append(
+            [
+                one.label,
+                str(len(one.runs)),
+                shortest if shortest == longest else f"{shortest} to {longest}",
+                _with_interval(one.final),
+                *(_number(float(np.mean(values))) if values else "-" for values in means),
+                _with_interval(one.area),
+                _speed([run.frames_per_second for run in one.runs]),
+            ]
+        )
+    return Environment(name, series, header, rows, folder / f"{_slug(name)}.png")
+
+
+def _with_interval(values: Array) -> str:
+    low, high = bootstrap_interval(values)
+    return f"{_number(float(interquartile_mean(values)))} [{_number(float(low))}, {_number(float(high))}]"
+
+
+def _number(value: float) -> str:
+    """Two decimals for returns of everyday size, three significant digits below that, none above thousands."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if size >= 0.1 or size == 0 or not np.isfinite(size) else f"{value:.3g}"
+
+
+def _speed(speeds: Sequence[float]) -> str:
+    known = [speed for speed in speeds if np.isfinite(speed)]
+    return f"{np.median(known):,.0f}" if known else "-"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    aligned = [
+        "  ".join(f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}" for i, (cell, width) in enumerate(cells))
+        for cells in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "environment"
+
+
+def _write(made: Report, runs: Sequence[Run], references: Mapping[str, float]) -> list[Path]:
+    """Write the report's files and return their paths."""
+    made.folder.mkdir(parents=True, exist_ok=True)
+    # One colour for a method in all pictures of a report.
+    colours = {label: i for i, label in enumerate(sorted({run.label for run in runs}))}
+    files = []
+    for name in sorted({run.environment for run in runs}):
+        env = _environment(name, [run for run in runs if run.environment == name], made.folder)
+        made.environments.append(env)
+        _draw(env, made.metric, references, colours)
+        table, data = (made.folder / f"{_slug(name)}-{what}.csv" for what in ("table", "curves"))
+        _csv(table, [env.header, *env.rows])
+        points = (
+            [one.label, run.seed, run.id, f"{frame:.0f}", repr(float(value))]
+            for one in env.series
+            for run in one.runs
+            for frame, value in zip(run.frames, run.values, strict=True)
+        )
+        _csv(data, [["method", "seed", "run_id", "frames", made.metric], *points])
+        files += [env.picture, table, data]
+    page = made.folder / "report.md"
+    page.write_text(made.markdown, encoding="utf-8")
+    return [page, *files]
+
+
+def _csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+def _log(client: MlflowClient, experiment_id: str, files: Sequence[Path]) -> str:
+    """Log the files to the experiment's run named "report", which is made if there is none; return its id."""
+    earlier = client.search_runs([experiment_id], "tags.kind = 'report'", max_results=1)
+    run = earlier[0] if earlier else client.create_run(experiment_id, tags={"kind": "report"}, run_name="report")
+    run_id = str(run.info.run_id)
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return run_id
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _draw(env: Environment, metric: str, references: Mapping[str, float], colours: Mapping[str, int]) -> None:
+    """Draw the learning curves: a line and a shaded interval for each method, its name where the line ends."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure = Figure(figsize=(8, max(4.5, 0.26 * (len(env.series) + len(references)))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ends: list[tuple[float, str, str]] = []
+    for one in env.series:
+        number = colours[one.label]
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        frames, values = one.curves()
+        middle = interquartile_mean(values)
+        if len(one.runs) > 1:
+            axes.fill_between(frames, *bootstrap_interval(values), color=colour, alpha=0.18, linewidth=0)
+        marker = "o" if len(frames) == 1 else ""
+        axes.plot(frames, middle, dash, color=colour, linewidth=2, marker=marker)
+        shown = middle[np.isfinite(middle)]
+        if len(shown):
+            ends.append((float(shown[-1]), one.label, colour))
+    for label, height in references.items():
+        axes.axhline(height, color="#888888", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        ends.append((height, label, "#666666"))
+    axes.set_title(env.name, loc="left", fontweight="bold")
+    axes.set_xlabel("environment frames")
+    axes.set_ylabel(metric)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    axes.set_xlim(left=0)
+    _name_lines(axes, ends)
+    figure.savefig(env.picture, dpi=150)
+
+
+def _name_lines(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write the names right of the axes at the heights where the lines end, pushed apart until none overlap."""
+    low, high = axes.get_ylim()
+    apart = 0.055 * 4.5 / axes.figure.get_figheight()
+    ordered = sorted(ends)
+    places = [(height - low) / (high - low) for height, _, _ in ordered]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + apart)
+    overflow = max(0.0, places[-1] - 1.0) if places else 0.0
+    if overflow:  # then from the top down
+        places[-1] -= overflow
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = min(places[i], places[i + 1] - apart)
+    for place, (_, label, colour) in zip(places, ordered, strict=True):
+        axes.annotate(
+            label,
+            (1.015, place),
+            xycoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=10,
+            annotation_clip=False,
+        )

@@ -1,0 +1,79 @@
+"""The statistics agree with closed forms and with scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
+
+
+@pytest.mark.parametrize("count", [4, 8, 12, 40])
+def test_the_interquartile_mean_is_the_trimmed_mean_where_quarters_are_whole(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    assert interquartile_mean(values) == pytest.approx(trim_mean(values, 0.25))
+
+
+def test_the_interquartile_mean_weighs_the_edges_by_their_part_inside() -> None:
+    # Of five values the middle half reaches 0.75 of a value to each side of the middle one, and ends at 1.25 values.
+    assert interquartile_mean([100, 3, 1, 2, -50]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
+    assert interquartile_mean([1, 2, 9]) == pytest.approx((0.25 * 1 + 2 + 0.25 * 9) / 1.5)
+    assert interquartile_mean([1, 2]) == 1.5
+    assert interquartile_mean([7.0]) == 7.0
+
+
+def test_the_interquartile_mean_is_that_of_every_value_repeated_four_times() -> None:
+    values = np.random.default_rng(1).normal(size=7)
+    assert interquartile_mean(values) == pytest.approx(trim_mean(np.repeat(values, 4), 0.25))
+
+
+def test_the_interquartile_mean_runs_along_the_axis() -> None:
+    values = np.random.default_rng(2).normal(size=(3, 8, 2))
+    np.testing.assert_allclose(interquartile_mean(values, axis=1), trim_mean(values, 0.25, axis=1))
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    assert np.isnan(interquartile_mean([1, 2, 3, 4, np.nan]))
+
+
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        interquartile_mean([])
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval(np.zeros((0, 3)))
+
+
+def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
+    values = np.random.default_rng(3).normal(size=400)
+    low, high = bootstrap_interval(values, np.mean)
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)
+
+
+def test_the_bootstrap_is_fixed_and_has_no_width_for_one_seed() -> None:
+    values = np.random.default_rng(4).normal(size=(5, 3))
+    np.testing.assert_array_equal(bootstrap_interval(values), bootstrap_interval(values))
+    np.testing.assert_array_equal(bootstrap_interval(values[:1]), [values[0], values[0]])
+
+
+def test_the_bootstrap_draws_whole_seeds() -> None:
+    seeds = np.random.default_rng(5).normal(size=6)
+    low, high = bootstrap_interval(np.stack([seeds, seeds + 10], axis=1))
+    assert low[1] - low[0] == pytest.approx(10)
+    assert high[1] - high[0] == pytest.approx(10)
+
+
+def test_the_area_is_the_mean_height_over_frames() -> None:
+    assert area_under_curve([0, 100], [2, 4]) == 3
+    assert area_under_curve([0, 10, 100], [0, 0, 9]) == pytest.approx(90 * 4.5 / 100)
+    x = np.linspace(0, 5e6, 2001)
+    assert area_under_curve(x, (x / 5e6) ** 2) == pytest.approx(1 / 3, rel=1e-5)
+    assert area_under_curve([500], [7]) == 7
+
+
+def test_frames_that_do_not_increase_are_refused() -> None:
+    with pytest.raises(ValueError, match="increase"):
+        area_under_curve([0, 10, 10], [1, 2, 3])
+    with pytest.raises(ValueError, match="one length"):
+        area_under_curve([0, 10], [1])

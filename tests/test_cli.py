@@ -1,0 +1,133 @@
+"""The command answers at once, hands verbs on, and tells faults in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_hyper import cli, recipes
+from lightning_hyper.recipes import Row
+
+HEAVY = ("torch", "lightning", "mlflow", "numpy", "matplotlib", "torchrl", "jsonargparse")
+
+
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["--version"], ["recipes"], ["sweep", "--help"], ["nonsense"]])
+def test_what_must_answer_at_once_imports_nothing_heavy(arguments: list[str] | None) -> None:
+    call = "" if arguments is None else f"from lightning_hyper.cli import main; main({arguments!r})\n"
+    code = (
+        f"import json, sys\nimport lightning_hyper\n{call}print(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == []
+
+
+def test_the_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "lightning_hyper", "fitt"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "lightning-hyper: error: unknown verb 'fitt'; did you mean 'fit'?\n"
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for verb in ("fit", "validate", "test", "recipes", "sweep", "report", "ui"):
+        assert f"\n  {verb} " in said
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_training_verbs_are_handed_on_with_their_exit_code(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[list[str]] = []
+    experiment: Any = types.ModuleType("lightning_hyper.experiment")
+    experiment.main = lambda argv: got.append(argv) or 130
+    monkeypatch.setitem(sys.modules, "lightning_hyper.experiment", experiment)
+    assert cli.main([verb, "-c", "x", "--seed", "1"]) == 130
+    assert got == [[verb, "-c", "x", "--seed", "1"]]
+
+
+def test_the_listing_is_aligned_and_fits_120_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        Row("recurrent/gridnavi_rnn_hn", "2309.14970", "RNN+HN", "GridNavi", "word " * 40 + "end"),
+        Row("icml/" + "long" * 20, "ICML 2021", "SAC", "Ant", "33.1"),
+    ]
+    for shown in (rows, rows[:1]):
+        monkeypatch.setattr(recipes, "listing", lambda shown=shown: shown)
+        assert cli.main(["recipes"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 120
+        assert " ".join(lines).count("word") == 40
+    assert lines[0].index("MEASURED") == lines[1].index("word") == lines[2].index("word")
+
+
+def test_show_and_copy_write_the_whole_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "_base.yaml").write_text("frames: 100")
+    (tmp_path / "mine.yaml").write_text("# mine\nlayers: [_base]\nlr: 1e-4")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipes", "show", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == "# mine\nframes: 100\nlr: 0.0001\n"
+    assert cli.main(["recipes", "copy", "mine.yaml", "other.yaml"]) == 0
+    assert (tmp_path / "other.yaml").read_text() == "# mine\nframes: 100\nlr: 0.0001\n"
+    assert cli.main(["recipes", "copy", "mine.yaml"]) == 2
+    assert "not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipes", "show", "nope"], "unknown recipe 'nope'"),
+        (["recipes", "shw"], "invalid choice: 'shw'"),
+        (["sweep", "-c", "nope", "--seeds", "0"], "unknown recipe 'nope'"),
+        (["sweep", "-c", "x", "--seeds", "9-0"], "argument --seeds: must be such as 0-9 or 0,3,5, not '9-0'"),
+        (["sweep", "-c", "x", "--seeds", "0", "--vary", "lr"], "argument --vary: must be KEY=V1,V2"),
+        (["sweep", "-c", "x", "--seeds", "0", "--vary", "a=1", "--vary", "a=2"], "a key is given twice"),
+        (["sweep", "-c", "x", "--seeds", "0", "--frame", "5"], "unrecognized arguments: --frame 5"),
+        (["report", "--experiment", "e", "--reference", "random"], "argument --reference: must be LABEL=NUMBER"),
+        (["report", "--experiment", "e", "--root", "gone"], "gone/mlflow.db does not exist"),
+        (["ui", "--root", "gone"], "gone/mlflow.db does not exist"),
+    ],
+)
+def test_faults_are_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_and_varied_values_are_read() -> None:
+    assert cli.seeds("0-3") == [0, 1, 2, 3]
+    assert cli.seeds("0,3,5-6,3") == [0, 3, 5, 6]
+    assert cli.varied("--model.lr=1e-3,1e-4") == ("model.lr", ["1e-3", "1e-4"])
+    assert cli.varied("hidden=[64,64],[256]") == ("hidden", ["[64,64]", "[256]"])
+
+
+def test_a_sweep_passes_on_what_follows_the_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[str, Any] = {}
+    monkeypatch.setattr("lightning_hyper.sweep.sweep", lambda *given, **named: got.update(named, given=given) or 1)
+    words = ["sweep", "-c", "a", "-c", "b", "--seeds", "0,2", "--vary", "lr=1,2", "--", "--frames", "100", "--seeds"]
+    assert cli.main(words) == 1
+    assert got["given"] == (["a", "b"], [0, 2], 2, None, "runs")
+    assert got["vary"] == {"lr": ["1", "2"]}
+    assert got["overrides"] == ["--frames", "100", "--seeds"]
+
+
+def test_the_ui_serves_the_database_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.db").touch()
+    got: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "call", lambda command: got.append(command) or 0)
+    assert cli.main(["ui", "--root", str(tmp_path), "--port", "5001"]) == 0
+    assert f"sqlite:///{tmp_path}/mlflow.db" in got[0]
+    assert got[0][-4:] == ["--host", "127.0.0.1", "--port", "5001"]
