@@ -270,7 +270,7 @@ def _ui(rest: Sequence[str]) -> int:
         return _fault(
             f"no runs at --root {chosen.root}: {database} does not exist; train first, or name the root", "ui"
         )
-    print(f"MLflow at http://127.0.0.1:{chosen.port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow at http://127.0.0.1:{chosen.port} in some seconds (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--default-artifact-root", str(root / "artifacts"), "--host", "127.0.0.1", "--port", str(chosen.port)]
     return subprocess.call(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,9 @@ def sweep(
     experiment = experiment or str(resolved[recipes[0]].get("experiment", "default"))
     root = Path(root).absolute()
     planned = _plan(resolved, seeds, experiment, root, vary or {}, list(overrides))
-    parents = _Parents(tracking_uri, experiment, root)
+    parents = _Parents(tracking_uri, experiment, root, resolved)
     for job in planned:
-        job.arguments += ["--parent", parents.open(job.recipe)]
+        job.arguments += ["--parent", parents.ids[job.recipe]]
         if tracking_uri is not None:
             job.arguments += ["--tracking_uri", tracking_uri]
     try:
@@ -190,36 +191,36 @@ def _budget(recipe: Mapping[str, Any], varied: Mapping[str, str], overrides: Seq
 class _Parents:
     """The parent runs, one for each recipe; made before the children, so that these find the database ready."""
 
-    def __init__(self, tracking_uri: str | None, experiment: str, root: Path) -> None:
+    def __init__(self, tracking_uri: str | None, experiment: str, root: Path, recipes: Iterable[str]) -> None:
+        from filelock import FileLock
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
-        self.ids: dict[str, str] = {}
-        place = None
+        for noisy in ("mlflow.store.db.utils", "alembic"):  # they tell each table that they make
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
         try:
-            if tracking_uri is None:
-                root.mkdir(parents=True, exist_ok=True)
-                place = (root / "artifacts").as_uri()
-            self.client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{root / 'mlflow.db'}")
-            found = self.client.get_experiment_by_name(experiment)
-            self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, place)
-        except (MlflowException, OSError) as error:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".mlflow.lock", timeout=60):  # the lock of `fit`: one process makes the database
+                self.client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{root / 'mlflow.db'}")
+                # The place that `fit` gives an experiment, too; a server knows its own.
+                place = (root / "artifacts" / experiment).as_uri() if tracking_uri is None else None
+                found = self.client.get_experiment_by_name(experiment)
+                self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, place)
+                if found and found.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(self.experiment)
+                self.ids = {recipe: self._open(recipe) for recipe in recipes}
+        except Exception as error:  # MLflow's, its database's and the file system's, all for the same reason
             option = "--root" if tracking_uri is None else "--tracking-uri"
             raise SweepError(f"{option}: MLflow cannot be used there: {str(error).splitlines()[0]}") from error
 
-    def open(self, recipe: str) -> str:
+    def _open(self, recipe: str) -> str:
         """Return the id of the recipe's parent run, set to running; an earlier sweep's is used again."""
-        if recipe not in self.ids:
-            tags = {"kind": "sweep", "recipe": recipe}
-            runs = self.client.search_runs([self.experiment], "tags.kind = 'sweep'", max_results=1000)
-            mine = [run for run in runs if run.data.tags.get("recipe") == recipe]
-            if mine:
-                self.ids[recipe] = mine[0].info.run_id
-                self.client.update_run(self.ids[recipe], status="RUNNING")
-            else:
-                run = self.client.create_run(self.experiment, run_name=f"sweep {recipe}", tags=tags)
-                self.ids[recipe] = run.info.run_id
-        return self.ids[recipe]
+        runs = self.client.search_runs([self.experiment], "tags.kind = 'sweep'", max_results=1000)
+        for run in runs:
+            if run.data.tags.get("recipe") == recipe:
+                self.client.update_run(run.info.run_id, status="RUNNING")
+                return str(run.info.run_id)
+        tags = {"kind": "sweep", "recipe": recipe}
+        return str(self.client.create_run(self.experiment, run_name=f"sweep {recipe}", tags=tags).info.run_id)
 
     def close(self, jobs: Sequence[Job]) -> None:
         """Set each parent to what became of its children."""
@@ -227,7 +228,10 @@ class _Parents:
             mine = [job for job in jobs if job.recipe == recipe]
             failed = any(job.fault for job in mine)
             done = all(job.finished() for job in mine)
-            self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED" if done else "KILLED")
+            try:
+                self.client.set_terminated(run_id, "FAILED" if failed else "FINISHED" if done else "KILLED")
+            except Exception as error:  # the runs themselves are safe, so the sweep's own answer stands
+                print(f"MLflow: the parent run of {recipe} stays as it is: {error}".splitlines()[0], file=sys.stderr)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

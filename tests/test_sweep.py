@@ -238,7 +238,7 @@ def test_faults_are_told_before_anything_starts(lab: Lab, tmp_path: Path) -> Non
         sweep([lab.recipe], [], experiment="faults", root=lab.root)
     with pytest.raises(SweepError, match="--seed is set by the sweep"):
         lab.sweep("faults", overrides=["--seed=3"])
-    with pytest.raises(SweepError, match="frames: .*'many'"):
+    with pytest.raises(SweepError, match=r"frames: .*'many'"):
         lab.sweep("faults", overrides=["--frames", "many"])
     twin = tmp_path / "rnn.yaml"
     twin.write_text("frames: 100")

@@ -193,7 +193,7 @@ class MetaPPO(Algorithm):
 
     def _learn_epoch_encoded_once(self, data: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         encoded, _ = self.agent.contexts(data, data["hidden"], self.bptt)
-        gathered = torch.zeros_like(encoded)
+        gathered = torch.zeros(encoded.shape, device=encoded.device)  # contiguous, whatever the encoder's layout
         measured = []
         for rows in self._minibatches(data):
             window = {key: self._take(data[key], rows).unsqueeze(1) for key in INPUTS}

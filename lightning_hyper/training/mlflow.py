@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import json
 import logging
 import os
 import platform
 import queue
+import re
 import sqlite3
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +33,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCK_SECONDS = 10.0  # how long a database may be locked by somebody else before that is an error
-RETRY_SECONDS = (0.5, 2.0, 5.0)
+RETRY_SECONDS = 5.0  # between two tries to send what failed
+END_SECONDS = 15.0  # how long the end of a run waits for what failed; one try at a locked database is 20 s in MLflow
 
 
 class TrackingError(RuntimeError):
@@ -82,6 +89,8 @@ class MLflowLogger(Logger):
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._fault: TrackingError | None = None
         self._unsent: list[dict[str, Any]] = []
+        self._try_again = 0.0
+        self._warned = False
         self._status: str | None = None
         self._thread: threading.Thread | None = None
         self._client: MlflowClient
@@ -106,20 +115,24 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         x = self.clock.frames if self.clock is not None else step or 0
-        rows = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        # A name that MLflow refuses would never be sent.
+        rows = {re.sub(r"[^\w\-. :/]", "_", k, flags=re.A): float(v) for k, v in metrics.items() if k != "epoch"}
         if rows:
             entry = {"metrics": rows, "step": x, "timestamp": int(time.time() * 1000)}
             self._enqueue(lambda: self._send(entry))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        flat = {key: str(value)[:500] for key, value in flatten(vars(params) if isinstance(params, Namespace) else params)}
+        rows = flatten(vars(params) if isinstance(params, Namespace) else params)
+        flat = {key[:250]: str(value)[:500] for key, value in rows}  # the limits of MLflow servers, old and new
         self._enqueue(lambda: self._record_parameters(flat))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run: `success` makes it FINISHED, anything else FAILED."""
-        self.finish("FINISHED" if status == "success" else "FAILED")
+        """End the run by Lightning's word for it; `failed` is KILLED when it comes of Ctrl-C or SIGTERM."""
+        # Lightning has one word for both, and says it inside its `except KeyboardInterrupt`.
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
+        self.finish("FINISHED" if status != "failed" else "KILLED" if interrupted else "FAILED")
 
     # What the package asks of it beyond that.
 
@@ -132,32 +145,33 @@ class MLflowLogger(Logger):
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._jobs.put(self._begin)
             self._thread.start()
+            atexit.register(self._leave)
 
     @rank_zero_only
     def finish(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED; of several calls the first that is not FINISHED counts."""
-        if self._thread is None or (self._status not in (None, "FINISHED")):
+        if self._thread is None or self._fault is not None or self._status in ("FAILED", "KILLED"):
             return
         self._status = status
-        self._enqueue(lambda: self._client.set_terminated(self._run_id, status))
-        self.flush()
-        if self._unsent:
-            path = self.root / self.experiment_name / self.run_name / "unsent_metrics.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in self._unsent)
-            rank_zero_warn(f"{len(self._unsent)} rows of metrics could not be sent to MLflow; they are in {path}")
-            self._unsent.clear()
+        self._jobs.put(self._send_last)
+        self._jobs.put(lambda: self._client.set_terminated(self._run_id, status))
+        self._jobs.join()
 
     @rank_zero_only
     def log_text(self, text: str, artifact: str) -> None:
         """Keep a text as an artifact."""
         self._enqueue(lambda: self._client.log_text(self._run_id, text, artifact))
 
+    def log_dict(self, values: Mapping[str, Any], artifact: str) -> None:
+        """Keep a dict as an artifact, in JSON."""
+        self.log_text(json.dumps(dict(values), indent=2, default=str), artifact)
+
     @rank_zero_only
     def log_figure(self, figure: Any, artifact: str) -> None:
-        """Keep a matplotlib figure as an artifact, `.png` by name."""
-        self._enqueue(lambda: self._client.log_figure(self._run_id, figure, artifact))
+        """Keep a matplotlib figure as an artifact, in the format of its suffix."""
+        picture = io.BytesIO()  # drawn here, because matplotlib is not for two threads
+        figure.savefig(picture, format=Path(artifact).suffix.lstrip(".") or "png", bbox_inches="tight")
+        self._enqueue(lambda: self._keep_bytes(picture.getvalue(), Path(artifact)))
 
     @rank_zero_only
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -193,12 +207,15 @@ class MLflowLogger(Logger):
     def _begin(self) -> None:
         try:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             from mlflow import MlflowClient
 
-            for noisy in ("mlflow.store.db.utils", "alembic"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)
+            for noisy in ("mlflow.store.db.utils", "alembic"):  # what goes wrong is said here, in one line
+                logging.getLogger(noisy).setLevel(logging.CRITICAL)
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".mlflow.lock", timeout=60):  # two processes making one database break it
+                if self.tracking_uri.startswith("sqlite:///"):
+                    _create_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
                 self._client = MlflowClient(self.tracking_uri)
                 experiment = self._experiment()
             if self._run_id is None:
@@ -225,21 +242,52 @@ class MLflowLogger(Logger):
         return there
 
     def _send(self, entry: dict[str, Any]) -> None:
+        self._unsent.append(entry)
+        if time.monotonic() >= self._try_again:
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
         from mlflow.entities import Metric
 
-        at, step = entry["timestamp"], entry["step"]
-        rows = [Metric(key, value, at, step) for key, value in entry["metrics"].items()]
-        for pause in (*RETRY_SECONDS, None):
-            try:
+        try:
+            while self._unsent:
+                entry = self._unsent[0]
+                at, step = entry["timestamp"], entry["step"]
+                rows = [Metric(key, value, at, step) for key, value in entry["metrics"].items()]
                 self._client.log_batch(self._run_id, metrics=rows)
-                return
-            except Exception as error:
-                if pause is None or self._unsent:  # once one row failed for good, the others are not waited for
-                    if not self._unsent:
-                        rank_zero_warn(f"MLflow at {self.tracking_uri}: {_first_line(error)}; training goes on")
-                    self._unsent.append(entry)
-                    return
-                time.sleep(pause)
+                del self._unsent[0]
+        except Exception as error:
+            self._try_again = time.monotonic() + RETRY_SECONDS
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(f"MLflow at {self.tracking_uri}: {_first_line(error)}; training goes on, sent later")
+
+    def _send_last(self) -> None:
+        """Send what is unsent, for some time; then write it to a file."""
+        end = time.monotonic() + END_SECONDS
+        self._send_unsent()
+        while self._unsent and time.monotonic() < end:
+            time.sleep(1.0)
+            self._send_unsent()
+        if self._unsent:
+            path = self.root / self.experiment_name / self.run_name / "unsent_metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in self._unsent)
+            rank_zero_warn(f"{len(self._unsent)} rows of metrics could not be sent to MLflow; they are in {path}")
+            self._unsent.clear()
+
+    def _keep_bytes(self, data: bytes, artifact: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / artifact.name
+            file.write_bytes(data)
+            self._client.log_artifact(self._run_id, str(file), str(artifact.parent) if artifact.parent.name else None)
+
+    def _leave(self) -> None:
+        """When Python ends: nothing queued may be lost with the thread, and a run that nobody ended has failed."""
+        if self._status is None:
+            self.finish("FAILED")
+        self._jobs.join()
 
     def _record_parameters(self, flat: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -257,25 +305,41 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested mappings with their dotted names."""
     rows: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        rows += flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [(f"{prefix}{key}", value)]
+        branch = isinstance(value, Mapping) and value
+        rows += flatten(value, f"{prefix}{key}.") if branch else [(f"{prefix}{key}", value)]
     return rows
 
 
 def _check_database(root: Path, path: Path) -> None:
     """Find out in milliseconds what MLflow would take minutes to say."""
+    fault = f"root: the MLflow database {path} cannot be used"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(path, timeout=LOCK_SECONDS) as connection:
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            connection.rollback()
-        connection.close()
-    except (OSError, sqlite3.Error) as error:
-        raise TrackingError(
-            f"root: the MLflow database {path} cannot be written ({error}); choose another --root, or end what locks it"
-        ) from error
+    except sqlite3.OperationalError as error:
+        cure = "end the program that holds it" if "locked" in str(error) else "make it writable, or choose another root"
+        raise TrackingError(f"{fault} ({error}); {cure}") from error
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(f"{fault} ({error}); move the file away, or choose another root") from error
+    except OSError as error:
+        raise TrackingError(f"{fault} ({error}); choose another root") from error
     if tables and "experiments" not in tables:
-        raise TrackingError(f"root: {path} is a database of something other than MLflow; choose another --root")
+        raise TrackingError(f"{fault}: it is a database of something other than MLflow; choose another root")
+
+
+def _create_database(path: Path) -> None:
+    """Make the database beside its place: one cut short by a kill there is beyond repair for MLflow."""
+    if path.exists() and path.stat().st_size > 0:
+        return
+    from mlflow import MlflowClient
+
+    partial = path.with_name(path.name + ".part")
+    for left in (partial, Path(f"{partial}-journal")):  # SQLite would play an old journal into the new file
+        left.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    os.replace(partial, path)
 
 
 def _first_line(error: Exception) -> str:

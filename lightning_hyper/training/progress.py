@@ -32,18 +32,23 @@ class ProgressBar(Base):
     def enable(self) -> None:
         self._enabled = True
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        # Lightning would print a table of its own beside ours.
+        trainer.validate_loop.verbose = trainer.test_loop.verbose = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
         clock = pl_module.clock
         self._start = (time.perf_counter(), clock.frames)
         if self._enabled and trainer.is_global_zero and sys.stdout.isatty():
-            layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+            layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
             self._bar = tqdm(
                 total=clock.budget,
                 initial=clock.frames,
-                unit="frames",
+                unit=" frames",
                 unit_scale=True,
-                bar_format=layout,
+                bar_format=layout if clock.budget else None,
                 file=sys.stdout,
                 dynamic_ncols=True,
             )
@@ -71,7 +76,8 @@ class ProgressBar(Base):
         if self._bar is None and self._enabled and trainer.is_global_zero:
             clock = pl_module.clock
             returns = _returns(trainer, self._evaluated)
-            print(f"frames {clock.frames:,}/{clock.budget or 0:,}  {rate / 1000:.1f}k frames/s  {returns}", flush=True)
+            budget = f"/{clock.budget:,}" if clock.budget else ""
+            print(f"frames {clock.frames:,}{budget}  {rate / 1000:.1f}k frames/s  {returns}", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

@@ -1,0 +1,111 @@
+"""A run that stops and continues equals one that never stopped, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+SHORT_WINDOWS = ("--data.init_args.steps", "4", "--model.init_args.bptt", "2")  # batches that cut through trials
+
+
+def checkpoint(run, name="last"):
+    return torch.load(Path("runs/tiny") / run / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def assert_same(a, b):
+    for key, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][key]), key
+    assert a["frames"] == b["frames"]
+    for left, right in zip(a["optimizer_states"], b["optimizer_states"], strict=True):
+        for index, state in left["state"].items():
+            for key, value in state.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(right["state"][index][key]))
+    assert torch.equal(a["ranks"][0]["generators"]["torch"], b["ranks"][0]["generators"]["torch"])
+
+
+@pytest.mark.parametrize("options", [(), SHORT_WINDOWS, ("--model.init_args.lr_schedule", "linear")])
+def test_k_plus_k_frames_equal_2k_frames(tiny, options):
+    assert tiny("fit", "--run", "whole", *options) == 0
+    assert tiny("fit", "--run", "parts", "--trainer.max_epochs", "2", *options) == 0
+    assert checkpoint("parts")["frames"] < checkpoint("whole")["frames"]
+    assert tiny("fit", "--run", "parts", "--ckpt_path", "last", *options) == 0
+    assert_same(checkpoint("whole"), checkpoint("parts"))
+
+
+def test_evaluation_never_changes_training(tiny):
+    assert tiny("fit", "--run", "with") == 0
+    assert tiny("fit", "--run", "without", "--trainer.limit_val_batches", "0") == 0
+    assert_same(checkpoint("with"), checkpoint("without"))
+
+
+def test_resume_continues_the_same_mlflow_run(tiny):
+    from mlflow import MlflowClient
+
+    tiny("fit", "--run", "one", "--frames", "640")
+    tiny("fit", "--run", "one", "--ckpt_path", "last", "--frames", "1280")
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert len(runs) == 1
+    assert runs[0].info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(runs[0].info.run_id, "eval/return")]
+    assert steps == [320, 640, 960, 1280]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(TINY), "--frames", "32000", *arguments]
+
+
+def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path):
+    """Really kills the process, at a random moment, as often as it takes to be cut twice in mid-training."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("--run", "whole"), cwd=tmp_path, env=environment, check=True, capture_output=True)
+    last = tmp_path / "runs/tiny/killed/checkpoints/last.ckpt"
+    pick = random.Random(0)
+    kills, seen = 0, 0
+    while True:
+        resume = ["--ckpt_path", "last"] if last.exists() else []
+        process = subprocess.Popen(
+            command("--run", "killed", *resume), cwd=tmp_path, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while kills < 2 and process.poll() is None:
+            if last.exists() and last.stat().st_mtime_ns != seen:
+                time.sleep(pick.uniform(0, 0.4))
+                seen = last.stat().st_mtime_ns
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        if process.wait() == 0:
+            break
+    assert kills == 2
+    os.chdir(tmp_path)
+    assert_same(checkpoint("whole"), checkpoint("killed"))
+
+
+def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
+    from mlflow import MlflowClient
+
+    process = subprocess.Popen(
+        command("--run", "stopped", "--frames", "10000000"), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()  # the first epoch is over
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    os.chdir(tmp_path)
+    stopped = checkpoint("stopped")
+    assert not Path("runs/tiny/stopped/finished.json").exists()
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+    assert client.get_run(stopped["run_id"]).info.status == "KILLED"
+    budget = str(stopped["frames"] + 640)
+    again = command("--run", "stopped", "--ckpt_path", "last", "--frames", budget)
+    subprocess.run(again, check=True, capture_output=True)
+    assert json.loads(Path("runs/tiny/stopped/finished.json").read_text())["frames"] == int(budget)

@@ -1,0 +1,299 @@
+import json
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from mlflow import MlflowClient
+
+from lightning_hyper.training import mlflow as tracking
+from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """One database for the module: creating one takes seconds."""
+    root = tmp_path_factory.mktemp("runs")
+    MLflowLogger(root, "first", "first").version  # noqa: B018  waits for the database
+    return root
+
+
+@pytest.fixture
+def client(root):
+    return MlflowClient(f"sqlite:///{root}/mlflow.db")
+
+
+@pytest.fixture
+def refusing(root):
+    """A database that refuses every row of metrics, at once, until it is told otherwise."""
+
+    def allow(yes):
+        with sqlite3.connect(root / "mlflow.db") as connection:
+            connection.execute("DROP TRIGGER IF EXISTS refuse")
+            if not yes:
+                connection.execute(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON metrics BEGIN SELECT RAISE(FAIL, 'refused'); END"
+                )
+        connection.close()
+
+    yield allow
+    allow(True)
+
+
+def history(client, run_id, key):
+    return [(row.step, row.value) for row in client.get_metric_history(run_id, key)]
+
+
+def test_metrics_lie_over_frames_and_lightnings_epoch_is_left_out(root, client):
+    logger = MLflowLogger(root, "exp", "frames")
+    logger.clock = SimpleNamespace(frames=15_360)
+    logger.log_metrics({"train/return": 1.5, "epoch": 3, "odd[name]": 2.0}, step=7)
+    logger.clock = None
+    logger.log_metrics({"train/return": 2.5}, step=8)
+    logger.finish("FINISHED")
+    run = client.get_run(logger.version)
+    assert history(client, logger.version, "train/return") == [(15_360, 1.5), (8, 2.5)]
+    assert set(run.data.metrics) == {"train/return", "odd_name_"}
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "frames"
+
+
+def test_metrics_that_are_not_finite_are_kept(root, client):
+    logger = MLflowLogger(root, "exp", "nan")
+    logger.log_metrics({"loss": math.nan, "grad": math.inf}, step=1)
+    logger.finish("FAILED")
+    metrics = client.get_run(logger.version).data.metrics
+    assert math.isnan(metrics["loss"])
+    assert metrics["grad"] > 1e300
+
+
+def test_a_run_is_continued_and_its_first_parameters_stay(root, client):
+    first = MLflowLogger(root, "exp", "again", tags={"paper": "2309.14970"}, parent="abc")
+    first.log_hyperparams({"model": {"lr": 0.1, "gamma": 0.9}, "long": "x" * 10_000})
+    first.log_metrics({"a": 1.0}, 1)
+    first.finish("FAILED")
+    second = MLflowLogger(root, "exp", "again", run_id=first.version)
+    second.open()
+    second.log_hyperparams({"model": {"lr": 0.2, "gamma": 0.9, "new": 1}})
+    second.flush()
+    assert client.get_run(first.version).info.status == "RUNNING"
+    second.log_metrics({"a": 2.0}, 2)
+    second.finish("FINISHED")
+    run = client.get_run(first.version)
+    assert second.version == first.version
+    assert history(client, first.version, "a") == [(1, 1.0), (2, 2.0)]
+    assert run.data.params["model.lr"] == "0.1"
+    assert run.data.params["model.new"] == "1"
+    assert run.data.tags["changed:model.lr"] == "0.2"
+    assert "changed:model.gamma" not in run.data.tags
+    assert (run.data.tags["paper"], run.data.tags["mlflow.parentRunId"]) == ("2309.14970", "abc")
+    assert run.info.status == "FINISHED"
+
+
+def test_artifacts_lie_under_the_root(root, tmp_path):
+    from matplotlib.figure import Figure
+
+    (tmp_path / "last.ckpt").write_bytes(b"weights")
+    logger = MLflowLogger(root, "exp", "artifacts")
+    logger.log_text("frames: 1", "recipe.yaml")
+    logger.log_dict({"a": 1}, "tables/a.json")
+    logger.log_figure(Figure(), "pictures/curve.png")
+    logger.log_artifact(tmp_path / "last.ckpt", "checkpoints")
+    logger.finish("FINISHED")
+    folder = root / "artifacts" / "exp" / logger.version / "artifacts"
+    assert (folder / "recipe.yaml").read_text() == "frames: 1"
+    assert json.loads((folder / "tables" / "a.json").read_text()) == {"a": 1}
+    assert (folder / "pictures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == b"weights"
+
+
+def test_a_deleted_experiment_comes_back(root, client):
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    logger = MLflowLogger(root, "gone", "run")
+    logger.finish("FINISHED")
+    assert client.get_run(logger.version).info.experiment_id == experiment
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_lightning_ends_a_run_with_the_right_status(root, client, tmp_path, error, status):
+    class Model(BoringModel):
+        def training_step(self, batch, batch_idx):
+            if error is not None:
+                raise error("stop")
+            return super().training_step(batch, batch_idx)
+
+    logger = MLflowLogger(root, "exp", f"ends-{status}")
+    logger.open()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(logger=logger, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path, **quiet)
+    if error is None:
+        trainer.fit(Model())
+    else:
+        with pytest.raises((ValueError, SystemExit)):
+            trainer.fit(Model())
+    assert client.get_run(logger.version).info.status == status
+
+
+def test_the_first_bad_verdict_stays_and_a_good_one_does_not(root, client):
+    logger = MLflowLogger(root, "exp", "verdict")
+    logger.open()
+    for status, there in (("FINISHED", "FINISHED"), ("KILLED", "KILLED"), ("FINISHED", "KILLED"), ("FAILED", "KILLED")):
+        logger.finish(status)
+        assert client.get_run(logger.version).info.status == there
+
+
+def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing, monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.05)
+    logger = MLflowLogger(root, "exp", "heals")
+    assert logger.version
+    refusing(False)
+    with pytest.warns(UserWarning, match="training goes on") as warned:
+        for step in range(5):
+            started = time.perf_counter()
+            logger.log_metrics({"a": float(step)}, step)
+            assert time.perf_counter() - started < 0.1
+        logger.flush()
+    assert len(warned) == 1
+    assert history(client, logger.version, "a") == []
+    refusing(True)
+    time.sleep(0.1)
+    logger.log_metrics({"a": 5.0}, 5)
+    logger.flush()
+    assert history(client, logger.version, "a") == [(step, float(step)) for step in range(6)]
+    logger.finish("FINISHED")
+    assert not (root / "exp" / "heals" / "unsent_metrics.jsonl").exists()
+
+
+def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusing, monkeypatch):
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
+    logger = MLflowLogger(root, "exp", "lost")
+    assert logger.version
+    refusing(False)
+    with pytest.warns(UserWarning, match=r"3 rows.*unsent_metrics\.jsonl"):
+        for step in range(3):
+            logger.log_metrics({"a": float(step)}, step)
+        logger.finish("FAILED")
+    rows = [json.loads(line) for line in (root / "exp" / "lost" / "unsent_metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["metrics"]) for row in rows] == [(step, {"a": float(step)}) for step in range(3)]
+    assert client.get_run(logger.version).info.status == "FAILED"
+
+
+def test_a_locked_database_is_an_error_in_time(root, monkeypatch):
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.2)
+    other = sqlite3.connect(root / "mlflow.db")
+    other.execute("BEGIN EXCLUSIVE")
+    started = time.perf_counter()
+    with pytest.raises(TrackingError, match=r"root: .*mlflow\.db.*locked"):
+        MLflowLogger(root, "exp", "locked").open()
+    assert time.perf_counter() - started < 2
+    other.rollback()
+    other.close()
+
+
+def test_a_root_that_is_no_folder_is_an_error(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(TrackingError, match="root: .*another root"):
+        MLflowLogger(tmp_path / "runs").open()
+
+
+def test_a_corrupt_database_is_an_error(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(TrackingError, match="root: .*not a database"):
+        MLflowLogger(tmp_path).open()
+
+
+def test_a_database_of_something_else_is_an_error_and_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE cats (name TEXT)")
+    connection.close()
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(TrackingError, match="root: .*other than MLflow"):
+        MLflowLogger(tmp_path).open()
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_a_server_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match="tracking_uri: .*127.0.0.1:9"):
+        MLflowLogger(tmp_path, tracking_uri="http://127.0.0.1:9").version  # noqa: B018
+
+
+RUN = """
+import sys
+from lightning_hyper.training.mlflow import MLflowLogger
+logger = MLflowLogger(sys.argv[1], "both", sys.argv[2])
+print(logger.version, flush=True)
+logger.log_metrics({"a": 1.0}, 1)
+if "finish" in sys.argv:
+    logger.finish("FINISHED")
+    logger.log_text("late", "late.txt")
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen([sys.executable, "-c", RUN, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_may_create_one_database_at_once(tmp_path):
+    processes = [start(tmp_path, "one", "finish"), start(tmp_path, "two")]
+    ids = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = [client.get_run(run_id) for run_id in ids]
+    assert runs[0].info.experiment_id == runs[1].info.experiment_id
+    assert [run.data.metrics for run in runs] == [{"a": 1.0}] * 2
+    # What is logged after the end gets there before Python leaves, and a run that nobody ended has failed.
+    assert (tmp_path / "artifacts" / "both" / ids[0] / "artifacts" / "late.txt").read_text() == "late"
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED"]
+
+
+def test_a_creation_cut_short_by_a_kill_leaves_no_half_database(tmp_path):
+    process = start(tmp_path, "killed")
+    while not (tmp_path / "mlflow.db.part").exists() or (tmp_path / "mlflow.db.part").stat().st_size == 0:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    again = MLflowLogger(tmp_path, "both", "again")
+    assert again.version
+    again.finish("FINISHED")
+
+
+def test_other_ranks_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.rank_zero_only, "rank", 1)
+    logger = MLflowLogger(tmp_path / "runs")
+    logger.open()
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.finish("FINISHED")
+    assert logger.version is None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_commit_has_a_plus_where_files_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() == ""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert git_commit() == head
+    (tmp_path / "file").write_text("2")
+    assert git_commit() == head + "+"
+    monkeypatch.setenv("PATH", os.devnull)
+    assert git_commit() == ""
+
+
+def test_hardware_says_the_cores_or_the_gpu():
+    assert "core" in hardware() or "NVIDIA" in hardware()
