@@ -139,7 +139,8 @@ def _run(verb: str, rest: list[str]) -> int:
     given: dict[str, Any] = recipes.resolve(names) if names else {}
     source = Path(wanted[-1]) if wanted and wanted[-1] not in ("last", "best") else None
     if not names and source is not None:
-        given = read_checkpoint(source)["recipe"]
+        there = read_checkpoint(source)["recipe"]
+        given = {key: value for key, value in there.items() if key not in ("run", "parent")}
     if not given and not {"-h", "--help"} & set(rest):
         raise RecipeFault("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
     command = Command(
@@ -151,6 +152,8 @@ def _run(verb: str, rest: list[str]) -> int:
         args=[verb, *(["--config", yaml.safe_dump(given, sort_keys=False)] if given else []), *rest],
     )
     config = command.config[verb]
+    if str(config.trainer.precision).startswith("16"):
+        raise RecipeFault(f"trainer.precision is {config.trainer.precision!r}; choose '32-true' or 'bf16-mixed'")
     stem = Path(names[-1]).stem if names else source.parents[1].name if source else "run"
     base = Path(config.root) / config.experiment
     if source is None and wanted:
@@ -204,7 +207,7 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
                 FrameBudget(config.frames, config.stop_at_return),
                 stop,
                 ProgressBar(),
-                RunState({"recipe": recipe, "run_id": logger.version, "matmul": decision.name}),
+                RunState({"recipe": recipe, "matmul": decision.name}),
                 made.checkpoint,
             ],
         }
@@ -236,9 +239,10 @@ def _finish(trainer: Trainer, model: Algorithm, folder: Path, logger: MLflowLogg
 
 def _quieten() -> None:
     """Leave out what other packages say at every start, none of which a user can act on."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
-    )
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(
+            lambda record: not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
+        )
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

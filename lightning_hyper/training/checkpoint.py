@@ -77,10 +77,10 @@ class Checkpoints(Checkpoint):
 
 
 class RunState(Callback):
-    """Puts into a checkpoint what Lightning leaves out: generators and collection of every rank, and the recipe.
+    """Puts into a checkpoint what Lightning leaves out: generators and collection of every rank, the logger's run id.
 
     Args:
-        facts: plain entries that go into every checkpoint (recipe, run id, matrix-product path).
+        facts: plain entries that go into every checkpoint besides (recipe, matrix-product path).
     """
 
     def __init__(self, facts: dict[str, Any] | None = None) -> None:
@@ -88,12 +88,15 @@ class RunState(Callback):
         self._generators: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        own = {"generators": _generators(), "collection": trainer.datamodule.collection_state()}  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        own = {"generators": _generators(), "collection": data.collection_state()}
         ranks = [own]
         if trainer.world_size > 1:
             ranks = [{} for _ in range(trainer.world_size)]
             dist.all_gather_object(ranks, own)
-        checkpoint.update(self.facts, ranks=ranks)
+        # Asked for here and not at the start, because the logger opens its run while training begins.
+        run_id = trainer.logger.version if trainer.logger is not None else None
+        checkpoint.update(self.facts, ranks=ranks, run_id=run_id)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint["ranks"]
@@ -104,7 +107,8 @@ class RunState(Callback):
             )
         own = ranks[trainer.global_rank]
         self._generators = own["generators"]
-        trainer.datamodule.restore_collection(own["collection"])  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.restore_collection(own["collection"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The last thing before the first batch: everything that start-up drew is undone.

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-
-from lightning_hyper.algorithms import FrameClock
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from lightning_hyper.algorithms import FrameClock
 
 LOCK_SECONDS = 10.0  # how long a database may be locked by somebody else before that is an error
 RETRY_SECONDS = 5.0  # between two tries to send what failed
@@ -108,7 +108,7 @@ class MLflowLogger(Logger):
     @property
     def version(self) -> str | None:
         """MLflow id of the run; waits until the run is open. None on ranks other than zero."""
-        if rank_zero_only.rank == 0 and self._run_id is None:
+        if rank_zero_only.rank == 0 and self._run_id is None:  # type: ignore[attr-defined]
             self.flush()
         return self._run_id
 
@@ -154,13 +154,13 @@ class MLflowLogger(Logger):
             return
         self._status = status
         self._jobs.put(self._send_last)
-        self._jobs.put(lambda: self._client.set_terminated(self._run_id, status))
+        self._jobs.put(lambda: self._client.set_terminated(self._id, status))
         self._jobs.join()
 
     @rank_zero_only
     def log_text(self, text: str, artifact: str) -> None:
         """Keep a text as an artifact."""
-        self._enqueue(lambda: self._client.log_text(self._run_id, text, artifact))
+        self._enqueue(lambda: self._client.log_text(self._id, text, artifact))
 
     def log_dict(self, values: Mapping[str, Any], artifact: str) -> None:
         """Keep a dict as an artifact, in JSON."""
@@ -176,7 +176,7 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file as an artifact."""
-        self._enqueue(lambda: self._client.log_artifact(self._run_id, str(path), folder))
+        self._enqueue(lambda: self._client.log_artifact(self._id, str(path), folder))
 
     def flush(self) -> None:
         """Wait until everything so far is sent."""
@@ -254,7 +254,7 @@ class MLflowLogger(Logger):
                 entry = self._unsent[0]
                 at, step = entry["timestamp"], entry["step"]
                 rows = [Metric(key, value, at, step) for key, value in entry["metrics"].items()]
-                self._client.log_batch(self._run_id, metrics=rows)
+                self._client.log_batch(self._id, metrics=rows)
                 del self._unsent[0]
         except Exception as error:
             self._try_again = time.monotonic() + RETRY_SECONDS
@@ -281,7 +281,12 @@ class MLflowLogger(Logger):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / artifact.name
             file.write_bytes(data)
-            self._client.log_artifact(self._run_id, str(file), str(artifact.parent) if artifact.parent.name else None)
+            self._client.log_artifact(self._id, str(file), str(artifact.parent) if artifact.parent.name else None)
+
+    @property
+    def _id(self) -> str:
+        assert self._run_id is not None  # jobs come after `_begin`, and none is done if that failed
+        return self._run_id
 
     def _leave(self) -> None:
         """When Python ends: nothing queued may be lost with the thread, and a run that nobody ended has failed."""
@@ -292,13 +297,13 @@ class MLflowLogger(Logger):
     def _record_parameters(self, flat: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        there = self._client.get_run(self._run_id).data.params
+        there = self._client.get_run(self._id).data.params
         for key, value in flat.items():
             if there.get(key, value) != value:
-                self._client.set_tag(self._run_id, f"changed:{key}", value)
+                self._client.set_tag(self._id, f"changed:{key}", value)
         new = [Param(key, value) for key, value in flat.items() if key not in there]
         for start in range(0, len(new), 100):
-            self._client.log_batch(self._run_id, params=new[start : start + 100])
+            self._client.log_batch(self._id, params=new[start : start + 100])
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -343,7 +348,8 @@ def _create_database(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
+    return (lines or [type(error).__name__])[0]
 
 
 def hardware() -> str:

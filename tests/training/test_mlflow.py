@@ -156,7 +156,7 @@ def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing
     logger = MLflowLogger(root, "exp", "heals")
     assert logger.version
     refusing(False)
-    with pytest.warns(UserWarning, match="training goes on") as warned:
+    with pytest.warns(UserWarning, match="refused; training goes on") as warned:  # noqa: PT031
         for step in range(5):
             started = time.perf_counter()
             logger.log_metrics({"a": float(step)}, step)
@@ -178,7 +178,7 @@ def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusin
     logger = MLflowLogger(root, "exp", "lost")
     assert logger.version
     refusing(False)
-    with pytest.warns(UserWarning, match=r"3 rows.*unsent_metrics\.jsonl"):
+    with pytest.warns(UserWarning, match=r"3 rows.*unsent_metrics\.jsonl"):  # noqa: PT031
         for step in range(3):
             logger.log_metrics({"a": float(step)}, step)
         logger.finish("FAILED")
@@ -201,13 +201,13 @@ def test_a_locked_database_is_an_error_in_time(root, monkeypatch):
 
 def test_a_root_that_is_no_folder_is_an_error(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(TrackingError, match="root: .*another root"):
+    with pytest.raises(TrackingError, match=r"root: .*another root"):
         MLflowLogger(tmp_path / "runs").open()
 
 
 def test_a_corrupt_database_is_an_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(TrackingError, match="root: .*not a database"):
+    with pytest.raises(TrackingError, match=r"root: .*not a database"):
         MLflowLogger(tmp_path).open()
 
 
@@ -216,14 +216,14 @@ def test_a_database_of_something_else_is_an_error_and_left_alone(tmp_path):
         connection.execute("CREATE TABLE cats (name TEXT)")
     connection.close()
     before = (tmp_path / "mlflow.db").read_bytes()
-    with pytest.raises(TrackingError, match="root: .*other than MLflow"):
+    with pytest.raises(TrackingError, match=r"root: .*other than MLflow"):
         MLflowLogger(tmp_path).open()
     assert (tmp_path / "mlflow.db").read_bytes() == before
 
 
 def test_a_server_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match="tracking_uri: .*127.0.0.1:9"):
+    with pytest.raises(TrackingError, match=r"tracking_uri: .*127\.0\.0\.1:9"):
         MLflowLogger(tmp_path, tracking_uri="http://127.0.0.1:9").version  # noqa: B018
 
 

@@ -1,71 +1,100 @@
+import fcntl
 import os
 import pty
 import re
-import subprocess
+import struct
 import sys
+import termios
+import threading
+import time
 
 import pytest
-
-# A tiny algorithm under a real trainer: two epochs of three batches of 100 frames, from frame 200 on.
-SCRIPT = """
-import sys, torch, time
 from lightning.pytorch import Trainer
+
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.training.progress import ProgressBar
 
+
 class Tiny(Algorithm):
-    def build(self, spaces): pass
+    """100 frames a batch, in a little more time than tqdm waits before it draws again."""
+
     policy = None
-    def learn(self, batch): return []
-    def configure_model(self): pass
-    def configure_optimizers(self): return None
+    fails = False
+
+    def build(self, spaces):
+        pass
+
+    def learn(self, batch):
+        return []
+
+    def configure_model(self):
+        pass
+
+    def configure_optimizers(self):
+        return None
+
     def training_step(self, batch, batch_idx):
-        time.sleep(0.11)  # longer than tqdm waits before it draws again
+        if self.fails:
+            raise FloatingPointError("no more")
+        time.sleep(0.11)
         self.clock.frames += 100
-        if "nan" in sys.argv: raise FloatingPointError("no more")
         self.log("train/return", 10.0 + batch_idx, batch_size=1)
-    def validation_step(self, batch, batch_idx): self.log("eval/return", 12.9, batch_size=1)
-    def test_step(self, batch, batch_idx): self.log_dict({"test/return": 1.25, "test/episode_1": -3.5}, batch_size=1)
-    def on_save_checkpoint(self, checkpoint): pass
 
-model = Tiny()
-model.clock.frames, model.clock.budget = 200, 800
-trainer = Trainer(max_epochs=2, callbacks=[ProgressBar()], accelerator="cpu", logger=False, num_sanity_val_steps=0,
-                  enable_checkpointing=False, enable_model_summary=False)
-if sys.argv[1] == "fit": trainer.fit(model, [0, 1, 2], [0])
-elif sys.argv[1] == "validate": trainer.validate(model, [0])
-else: trainer.test(model, [0])
-"""
+    def validation_step(self, batch, batch_idx):
+        self.log("eval/return", 12.9, batch_size=1)
+
+    def test_step(self, batch, batch_idx):
+        self.log_dict({"test/return": 1.25, "test/episode_1": -3.5}, batch_size=1)
 
 
-def run_piped(*arguments):
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def run(verb, fails=False):
+    """Two epochs of three batches, continued at frame 200 of 800."""
+    model = Tiny()
+    model.fails = fails
+    model.clock.frames, model.clock.budget = 200, 800
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=2, callbacks=[ProgressBar()], accelerator="cpu", num_sanity_val_steps=0, **quiet)
+    loaders = ([0, 1, 2], [0]) if verb == "fit" else ([0],)
+    getattr(trainer, verb)(model, *loaders)
 
 
-def run_in_terminal(*arguments):
-    """What a terminal of 120 columns is sent."""
+@pytest.fixture
+def terminal(monkeypatch):
+    """A `run` with a terminal of 120 columns as standard output, and the bytes that were sent there."""
     outer, inner = pty.openpty()
-    os.environ["COLUMNS"] = "120"
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *arguments]
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.DEVNULL)
-    os.close(inner)
-    sent = b""
-    while True:
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    sent = bytearray()
+
+    def read():
+        while True:
+            try:
+                part = os.read(outer, 4096)
+            except OSError:  # the other side is closed
+                return
+            if not part:
+                return
+            sent.extend(part)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    stream = os.fdopen(inner, "w")
+
+    def run_there(*arguments, **keywords):
         try:
-            part = os.read(outer, 4096)
-        except OSError:  # the terminal is closed: the program has ended
-            break
-        if not part:
-            break
-        sent += part
+            with monkeypatch.context() as patch:  # not before the test, since pytest puts its own standard output there
+                patch.setattr(sys, "stdout", stream)
+                run(*arguments, **keywords)
+        finally:
+            stream.close()
+            thread.join(5)
+
+    yield run_there, sent
     os.close(outer)
-    process.wait(timeout=60)
-    return sent.decode()
 
 
-def test_without_a_terminal_there_is_one_line_an_epoch():
-    out = run_piped("fit").stdout
+def test_without_a_terminal_there_is_one_line_an_epoch(capsys):
+    run("fit")
+    out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "frames" in line]
     assert [line.split("  ")[0] for line in lines] == ["frames 500/800", "frames 800/800"]
     assert [line.split("  ")[2:] for line in lines] == [["train/return 12.00", "eval/return 12.90"]] * 2
@@ -75,8 +104,10 @@ def test_without_a_terminal_there_is_one_line_an_epoch():
     assert all(0.2 <= rate <= 0.9 for rate in rates)
 
 
-def test_on_a_terminal_one_bar_is_rewritten_in_place():
-    sent = run_in_terminal("fit")
+def test_on_a_terminal_one_bar_is_rewritten_in_place(terminal):
+    run_there, received = terminal
+    run_there("fit")
+    sent = received.decode()
     drawn = [part for part in re.split(r"[\r\n]+", sent) if "frames" in part]
     assert len(drawn) >= 5
     assert "200/800" in drawn[0]
@@ -86,16 +117,17 @@ def test_on_a_terminal_one_bar_is_rewritten_in_place():
     assert "\n" not in bars  # one line, and no second bar for validation
 
 
-def test_the_bar_is_closed_when_training_fails():
-    assert run_in_terminal("fit", "nan").rstrip(" ").count("\n") >= 1
-    done = run_piped("fit", "nan")
-    assert done.returncode == 1
-    assert "FloatingPointError: no more" in done.stderr
+def test_the_bar_is_closed_when_training_fails(terminal):
+    run_there, received = terminal
+    with pytest.raises(FloatingPointError, match="no more"):
+        run_there("fit", fails=True)
+    assert received.endswith(b"\n")  # the traceback begins on a line of its own
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_the_verbs_print_their_metrics_once_and_aligned(verb):
-    out = run_piped(verb).stdout
+def test_the_verbs_print_their_metrics_once_and_aligned(verb, capsys):
+    run(verb)
+    out = capsys.readouterr().out
     expected = {"validate": {"eval/return": 12.9}, "test": {"test/return": 1.25, "test/episode_1": -3.5}}[verb]
     for key, value in expected.items():
         assert out.count(key) == 1

@@ -1,0 +1,172 @@
+"""Bad recipes and commands are refused before training, in one line that names the key; faults lose nothing."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from lightning_hyper.modules import MetaAgent
+
+
+@pytest.fixture
+def run_status():
+    def status():
+        client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+        runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        return {run.info.run_name: run.info.status for run in runs}
+
+    return status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.init_args.minibatches", "5"], "model.minibatches is 5"),
+        (["--model.init_args.bptt", "11"], "model.bptt is 11"),
+        (["--data.init_args.env.init_args.size", "2"], "size is 2"),
+        (["--data.init_args.batches_per_epoch", "0"], "data.batches_per_epoch is 0"),
+        (["--frames", "0"], "frames is 0"),
+        (["--model.init_args.actor.init_args.init", "magic"], "init is 'magic'"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision"),
+        (["--ckpt_path", "last"], "ckpt_path: there is no last.ckpt"),
+        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file nowhere.ckpt"),
+    ],
+)
+def test_impossible_recipes_name_the_key(tiny, capfd, arguments, said):
+    assert tiny("fit", *arguments) == 2
+    assert said in capfd.readouterr().err
+    assert not list(Path("runs").glob("tiny/*/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model.init_args.hiden", "5"], "hiden"),
+        (["--model.init_args.epochs", "many"], "epochs"),
+        (["--model.init_args.actor", "Hypr"], "Hypr"),
+        (["--framez", "5"], "framez"),
+    ],
+)
+def test_unknown_keys_classes_and_wrong_types_are_named(tiny, capfd, arguments, said):
+    with pytest.raises(SystemExit) as end:
+        tiny("fit", *arguments)
+    assert end.value.code == 2
+    assert said in capfd.readouterr().err
+
+
+def test_unknown_recipe_suggests_the_nearest(tiny, capfd):
+    assert tiny("fit", recipe="recurrent/gridnavi_rnn_hm") == 2
+    assert "recurrent/gridnavi_rnn_hn" in capfd.readouterr().err
+
+
+def test_no_recipe_at_all(tiny, capfd):
+    assert tiny("fit", recipe=None) == 2
+    assert "no recipe" in capfd.readouterr().err
+
+
+def test_checkpoint_of_another_recipe_names_what_differs(tiny, capfd):
+    assert tiny("fit", "--run", "a", "--frames", "320") == 0
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.init_args.lr", "0.5") == 2
+    assert "model.init_args.lr: 0.0007 there, 0.5 here" in capfd.readouterr().err
+
+
+def test_truncated_checkpoint_is_refused_and_the_best_one_still_serves(tiny, capfd):
+    assert tiny("fit", "--run", "a", "--frames", "320") == 0
+    last = Path("runs/tiny/a/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:1000])
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last") == 2
+    assert "truncated" in capfd.readouterr().err
+    assert tiny("fit", "--run", "a", "--ckpt_path", "best", "--frames", "640") == 0
+
+
+def test_an_existing_run_is_not_overwritten(tiny, capfd):
+    assert tiny("fit", "--run", "a", "--frames", "320") == 0
+    assert tiny("fit", "--run", "a", "--frames", "320") == 2
+    assert "--ckpt_path last" in capfd.readouterr().err
+
+
+def test_runs_without_a_name_are_numbered(tiny):
+    for _ in range(2):
+        assert tiny("fit", "--frames", "160") == 0
+    assert {p.name for p in Path("runs/tiny").iterdir()} == {"tiny-seed0", "tiny-seed0-2"}
+
+
+def test_nan_stops_with_the_place_and_keeps_the_last_good_checkpoint(tiny, capfd, monkeypatch, run_status):
+    calls = []
+    value = MetaAgent.value
+
+    def spoiled(self, x, c):
+        calls.append(torch.is_grad_enabled())
+        # 2 epochs x 4 minibatches x 2 batches are the first epoch of training
+        return value(self, x, c) * (float("nan") if sum(calls) == 16 + 3 else 1.0)
+
+    monkeypatch.setattr(MetaAgent, "value", spoiled)
+    assert tiny("fit", "--run", "a") == 1
+    assert "total is nan in update 3 of 8 on the batch that ends at frame 480" in capfd.readouterr().err
+    good = torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)
+    assert good["frames"] == 320
+    assert all(v.isfinite().all() for v in good["state_dict"].values())
+    assert run_status() == {"a": "FAILED"}
+
+
+def test_a_crash_marks_the_run_failed(tiny, monkeypatch, run_status):
+    def crash(self, batch):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(MetaAgent, "observe", crash)
+    with pytest.raises(RuntimeError, match="boom"):
+        tiny("fit", "--run", "a")
+    assert run_status() == {"a": "FAILED"}
+
+
+def test_locked_database_is_an_error_before_training(tiny, capfd, monkeypatch):
+    monkeypatch.setattr("lightning_hyper.training.mlflow.LOCK_SECONDS", 0.2)
+    Path("runs").mkdir()
+    connection = sqlite3.connect("runs/mlflow.db")
+    connection.execute("BEGIN EXCLUSIVE")
+    assert tiny("fit") == 2
+    assert "root: " in capfd.readouterr().err
+    connection.close()
+    assert not Path("runs/tiny").exists()
+
+
+def test_validate_and_test_print_returns_and_take_the_recipe_from_the_checkpoint(tiny, capfd):
+    assert tiny("fit", "--run", "a", "--frames", "320") == 0
+    capfd.readouterr()
+    for verb, prefix in (("validate", "eval"), ("test", "test")):
+        assert tiny(verb, "--ckpt_path", "runs/tiny/a/checkpoints/last.ckpt", recipe=None) == 0
+        out = capfd.readouterr().out
+        assert out.count(f"{prefix}/return") == 1
+        assert f"{prefix}/episode_2" in out
+
+
+def test_everything_lies_under_the_root(tiny, tmp_path):
+    assert tiny("fit", "--run", "a", "--root", "elsewhere", "--frames", "320") == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"elsewhere"}
+    names = {str(p.relative_to("elsewhere")) for p in Path("elsewhere").rglob("*")}
+    assert {"mlflow.db", "tiny/a/checkpoints/last.ckpt", "tiny/a/checkpoints/best.ckpt", "tiny/a/finished.json"} <= names
+    assert any(name.endswith("artifacts/recipe.yaml") for name in names)
+
+
+def test_checkpoints_to_keep_are_named_by_frame(tiny):
+    assert tiny("fit", "--run", "a", "--frames", "960", "--checkpoint.every", "640") == 0
+    kept = {p.name for p in Path("runs/tiny/a/checkpoints").iterdir()}
+    assert kept == {"last.ckpt", "best.ckpt", "frames=640.ckpt"}
+
+
+def test_training_stops_at_a_wanted_return(tiny):
+    assert tiny("fit", "--run", "a", "--stop_at_return", "-1000") == 0
+    assert torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["frames"] == 320
+
+
+def test_bf16_mixed_trains(tiny):
+    assert tiny("fit", "--run", "a", "--frames", "320", "--trainer.precision", "bf16-mixed") == 0
+
+
+@pytest.mark.gpu
+def test_trains_and_resumes_on_a_gpu(tiny):
+    gpu = ("--trainer.accelerator", "gpu", "--run", "a")
+    assert tiny("fit", *gpu, "--frames", "640") == 0
+    assert tiny("fit", *gpu, "--frames", "1280", "--ckpt_path", "last") == 0
