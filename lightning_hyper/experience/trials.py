@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -188,10 +187,3 @@ class Evaluation:
             batch = self.env.rollout(self.env.trial_steps, self.policy, break_when_any_done=False)
         batch.batch_size = batch.batch_size[:1]
         yield cast(TensorDict, batch)
-
-
-def plain(state: Any) -> Any:
-    """`state` with every tensor on the CPU, for a checkpoint."""
-    if isinstance(state, dict):
-        return {key: plain(value) for key, value in state.items()}
-    return state.cpu() if isinstance(state, Tensor) else state
