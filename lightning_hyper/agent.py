@@ -36,7 +36,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"ckpt_path: {path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(
+            f"ckpt_path: {path} is truncated or no checkpoint ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(checkpoint, dict) or not {"recipe", "spaces", "state_dict"} <= checkpoint.keys():
         raise CheckpointError(f"ckpt_path: {path} was not written by lightning-hyper")
     return checkpoint

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F401  their classes have short names
 from lightning_hyper.agent import CheckpointError, read_checkpoint
 from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
+from lightning_hyper.recipes import RecipeError
 from lightning_hyper.training.checkpoint import Checkpoints, RunState
 from lightning_hyper.training.clock import FrameBudget, GracefulStop
 from lightning_hyper.training.matmul import choose_matmul
@@ -35,17 +36,13 @@ RUN_FOLDER = "LIGHTNING_HYPER_RUN_FOLDER"
 FREE_ON_RESUME = {"data.init_args.batches_per_epoch", "data.init_args.eval_envs", "data.init_args.eval_mode"}
 
 
-class RecipeFault(ValueError):
-    """A recipe or command that cannot be run; the message names the key at fault."""
-
-
 class Command(LightningCLI):
     """The parser of `fit`, `validate` and `test`, and the objects made from a recipe; does not start anything."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
-        return {verb: skipped for verb in ("fit", "validate", "test")}
+        return dict.fromkeys(("fit", "validate", "test"), skipped)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
@@ -59,7 +56,9 @@ class Command(LightningCLI):
         add("--environment", type=str, default="", help="Name of the environment; a tag, by which reports group runs.")
         add("--variant", type=str, default="", help="What a sweep varies in this run; a tag.")
         add("--parent", type=str | None, default=None, help="MLflow id of the parent run; a sweep sets it.")
-        add("--tracking_uri", type=str | None, default=None, help="MLflow server; a database under the root by default.")
+        add(
+            "--tracking_uri", type=str | None, default=None, help="MLflow server; a database under the root by default."
+        )
         add("--stop_at_return", type=float | None, default=None, help="End early at this eval/return.")
         add("--threads", type=int | None, default=None, help="Threads of PyTorch; OMP_NUM_THREADS, else 1, by default.")
         add(
@@ -123,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
     _quieten()
     try:
         return _run(verb, rest)
-    except (RecipeFault, recipes.RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
+    except (RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
         if os.environ.get("LIGHTNING_HYPER_TRACEBACK"):
             raise
         print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
@@ -142,7 +141,7 @@ def _run(verb: str, rest: list[str]) -> int:
         there = read_checkpoint(source)["recipe"]
         given = {key: value for key, value in there.items() if key not in ("run", "parent")}
     if not given and not {"-h", "--help"} & set(rest):
-        raise RecipeFault("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
+        raise RecipeError("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
     command = Command(
         Algorithm,
         LightningDataModule,
@@ -153,7 +152,7 @@ def _run(verb: str, rest: list[str]) -> int:
     )
     config = command.config[verb]
     if str(config.trainer.precision).startswith("16"):
-        raise RecipeFault(f"trainer.precision is {config.trainer.precision!r}; choose '32-true' or 'bf16-mixed'")
+        raise RecipeError(f"trainer.precision is {config.trainer.precision!r}; choose '32-true' or 'bf16-mixed'")
     stem = Path(names[-1]).stem if names else source.parents[1].name if source else "run"
     base = Path(config.root) / config.experiment
     if source is None and wanted:
@@ -228,7 +227,7 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
 
 def _finish(trainer: Trainer, model: Algorithm, folder: Path, logger: MLflowLogger) -> None:
     """Leave behind what sweeps and readers look for: the summary, and the checkpoints as artifacts."""
-    summary = {"frames": model.clock.frames, "budget": model.clock.budget}
+    summary: dict[str, float | None] = {"frames": model.clock.frames, "budget": model.clock.budget}
     summary |= {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("eval/")}
     for name in ("last", "best"):
         if (folder / "checkpoints" / f"{name}.ckpt").exists():
@@ -241,7 +240,9 @@ def _quieten() -> None:
     """Leave out what other packages say at every start, none of which a user can act on."""
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(
-            lambda record: not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
+            lambda record: (
+                not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
+            )
         )
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -257,7 +258,7 @@ def _take(arguments: list[str], *options: str) -> tuple[list[str], list[str]]:
         elif arguments[i] in options:
             i += 1
             if i == len(arguments):
-                raise RecipeFault(f"{key} needs a value")
+                raise RecipeError(f"{key} needs a value")
             values.append(arguments[i])
         else:
             others.append(arguments[i])
@@ -274,7 +275,7 @@ def _newest(base: Path, run: str, name: str) -> Path:
         if pattern.match(folder.name) and (folder / "checkpoints" / f"{name}.ckpt").exists()
     ]
     if not found:
-        raise RecipeFault(f"ckpt_path: there is no {name}.ckpt of a run {run!r} in {base}")
+        raise RecipeError(f"ckpt_path: there is no {name}.ckpt of a run {run!r} in {base}")
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
@@ -283,7 +284,9 @@ def _free_name(base: Path, run: str | None, stem: str) -> str:
         return Path(os.environ[RUN_FOLDER]).name
     if run is not None:
         if (base / run / "checkpoints").exists():
-            raise RecipeFault(f"run: {base / run} has checkpoints already; continue it with --ckpt_path last, or rename")
+            raise RecipeError(
+                f"run: {base / run} has checkpoints already; continue it with --ckpt_path last, or rename"
+            )
         return run
     taken = {path.name for path in base.iterdir()} if base.is_dir() else set()
     numbered = (f"{stem}-{k}" for k in itertools.count(2))
@@ -297,7 +300,7 @@ def _require_same(there: dict[str, Any], here: dict[str, Any], verb: str) -> Non
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in FREE_ON_RESUME]
     if differing:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in differing[:5])
-        raise RecipeFault(f"ckpt_path: the checkpoint is of another recipe ({shown})")
+        raise RecipeError(f"ckpt_path: the checkpoint is of another recipe ({shown})")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

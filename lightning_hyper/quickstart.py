@@ -47,16 +47,15 @@ def _show(folders: dict[str, Path], root: str | Path) -> None:
     from lightning_hyper.envs import GridNavi
 
     env = GridNavi(1)
-    rows = {"random actions": random_returns(env)}
-    references = {}
+    rows: dict[str, Sequence[float]] = {"random actions": random_returns(env).tolist()}
     for folder in folders.values():
         summary = json.loads((folder / "finished.json").read_text())
         agent = load(folder / "checkpoints" / "last.ckpt")
         rows[agent.recipe["method"]] = [summary[f"eval/episode_{k + 1}"] for k in range(env.episodes)]
         draw_trial(agent, env).savefig(folder / "trial.png", dpi=120)
-    rows["best explorer"] = explorer_returns(env)
-    rows["told the goal"] = told_returns(env)
-    references = {name: float(sum(rows[name])) for name in ("random actions", "best explorer")}
+    rows["best explorer"] = explorer_returns(env).tolist()
+    rows["told the goal"] = told_returns(env).tolist()
+    references = {name: sum(rows[name]) for name in ("random actions", "best explorer")}
     made = report(EXPERIMENT, root, references=references)
     print(f"\nGridNavi: mean return in each episode of a trial\n\n{'':16}", end="")
     print("".join(f"episode {k + 1:<3}" for k in range(env.episodes)), "    trial")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 TINY = Path(__file__).parent / "tiny.yaml"
 
 
@@ -49,6 +48,8 @@ def tiny_agent():
     def make(method="Hyper", spaces=Spaces(observation=2, task=2, actions=5, discrete=True)):  # noqa: B008
         network = {"Hyper": Hyper, "Concat": Concat, "ContextOnly": ContextOnly, "FiLM": FiLM}[method]
         context = partial(RecurrentContext, encoder=partial(GRU, hidden=8), code=None)
-        return MetaAgent(spaces, context=context, actor=partial(network, hidden=[6]), critic=partial(network, hidden=[6]))
+        return MetaAgent(
+            spaces, context=context, actor=partial(network, hidden=[6]), critic=partial(network, hidden=[6])
+        )
 
     return make

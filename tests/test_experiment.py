@@ -146,7 +146,12 @@ def test_everything_lies_under_the_root(tiny, tmp_path):
     assert tiny("fit", "--run", "a", "--root", "elsewhere", "--frames", "320") == 0
     assert {p.name for p in tmp_path.iterdir()} == {"elsewhere"}
     names = {str(p.relative_to("elsewhere")) for p in Path("elsewhere").rglob("*")}
-    assert {"mlflow.db", "tiny/a/checkpoints/last.ckpt", "tiny/a/checkpoints/best.ckpt", "tiny/a/finished.json"} <= names
+    assert {
+        "mlflow.db",
+        "tiny/a/checkpoints/last.ckpt",
+        "tiny/a/checkpoints/best.ckpt",
+        "tiny/a/finished.json",
+    } <= names
     assert any(name.endswith("artifacts/recipe.yaml") for name in names)
 
 

@@ -77,7 +77,7 @@ class Algorithm(LightningModule, ABC):
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
         """Make all the updates that a batch owes; give what each update measured, by name."""
 
-    def check(self, num_envs: int, steps: int) -> None:  # noqa: B027
+    def check(self, num_envs: int, steps: int) -> None:
         """Raise ValueError where the recipe does not fit batches of `num_envs` times `steps` frames."""
 
     # What Lightning calls.

@@ -156,7 +156,7 @@ class MetaPPO(Algorithm):
         }
 
     def _next_value(self, batch: TensorDict) -> Tensor:
-        """Values after each step: the next step's, or at a truncation or the batch's end that of the last observation."""
+        """Values after each step: the next step's, or the last observation's where a trial or the batch is cut."""
         done, terminated, value = batch["next", "done"], batch["next", "terminated"], batch["state_value"]
         after = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
         cut = done.clone()

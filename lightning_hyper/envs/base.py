@@ -24,7 +24,7 @@ class TrialEnv(EnvBase):
     batch_locked = True
     trial_steps: int
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> TrialEnv:  # noqa: ARG004
+    def __new__(cls, *args: Any, **kwargs: Any) -> TrialEnv:
         # TorchRL binds its own `__new__` to each class, behind which jsonargparse does not find the constructor.
         made: TrialEnv = super().__new__(cls)
         return made

@@ -52,7 +52,8 @@ class TrialRollouts(LightningDataModule):
                 raise ValueError(f"data.{key} is {value}; it must be at least 1")
         if eval_mode not in ("deterministic", "sampled"):
             raise ValueError(f"data.eval_mode is {eval_mode!r}; it must be 'deterministic' or 'sampled'")
-        self.make_env, self.batches_per_epoch, self.eval_envs, self.seed = env, batches_per_epoch, eval_envs, seed
+        self.make_env: Callable[..., TrialEnv] = env  # its arguments may be given anew, by keyword
+        self.batches_per_epoch, self.eval_envs, self.seed = batches_per_epoch, eval_envs, seed
         self.eval_mode, self.eval_seed = eval_mode, eval_seed
         self._steps = steps
         self._rollouts: Rollouts | None = None

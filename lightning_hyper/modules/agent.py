@@ -39,9 +39,6 @@ class MetaAgent(TensorDictModuleBase):
         normalize_observation: standardise x by running statistics; the context source sees it raw.
     """
 
-    in_keys = [*INPUTS]
-    out_keys = ["action", "log_prob", "state_value", "hidden"]
-
     def __init__(
         self,
         spaces: Spaces,
@@ -53,12 +50,14 @@ class MetaAgent(TensorDictModuleBase):
         normalize_observation: bool = True,
     ) -> None:
         super().__init__()
+        self.in_keys = [*INPUTS]
+        self.out_keys = ["action", "log_prob", "state_value", "hidden"]
         features = spaces.observation + 1
         self.norm: nn.Module = RunningNorm(features) if normalize_observation else nn.Identity()
         self.encoder: nn.Module = nn.Identity()
         if encoder is not None:
             self.encoder = encoder(features)
-            features = cast(VectorEncoder, self.encoder).out_features
+            features = self.encoder.out_features
         self.context = context(spaces)
         self.actor = actor(features, self.context.out_features, spaces.actions)
         self.critic = critic(features, self.context.out_features, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -14,7 +14,7 @@ from lightning_hyper.modules.normalization import RunningNorm
 from lightning_hyper.modules.spaces import Spaces
 from lightning_hyper.nn import GRU, SequenceEncoder, VectorEncoder
 
-Window = Mapping[str, Tensor] | TensorDictBase
+Window: TypeAlias = Mapping[str, Tensor] | TensorDictBase
 """Entries `[num_envs, time, ...]` by the names that `lightning_hyper.envs` lists."""
 
 
@@ -86,7 +86,11 @@ class RecurrentContext(ContextSource):
             "reward": (1, reward_embedding),
         }
         self.embeddings = nn.ModuleDict(
-            {name: VectorEncoder(size, widths=(width,), activation="relu") for name, (size, width) in inputs.items() if width}
+            {
+                name: VectorEncoder(size, widths=(width,), activation="relu")
+                for name, (size, width) in inputs.items()
+                if width
+            }
         )
         if not self.embeddings:
             raise ValueError("context: every embedding is 0, so the encoder would see nothing; give one a width")
@@ -104,11 +108,11 @@ class RecurrentContext(ContextSource):
 
     def forward(self, window: Window, state: Tensor | None) -> tuple[Tensor, Tensor]:
         sources = {
-            "observation": lambda: observed(window),
-            "action": lambda: self._previous_action(window),
-            "reward": lambda: window["previous_reward"],
+            "observation": observed(window),
+            "action": self._previous_action(window),
+            "reward": window["previous_reward"],
         }
-        inputs = torch.cat([embed(sources[name]()) for name, embed in self.embeddings.items()], -1)
+        inputs = torch.cat([embed(sources[name]) for name, embed in self.embeddings.items()], -1)
         reset = window["is_init"].squeeze(-1)
         if self.first_step == "zero":
             inputs = inputs * ~window["is_init"]

@@ -125,9 +125,8 @@ class FiLM(Conditional):
         super().__init__(in_features, context_features, out_features, **options)  # type: ignore[arg-type]
         self.layers = self._plain_layers(in_features)
         self.film = nn.ModuleList(nn.Linear(self.z_features, 2 * width) for width in self.hidden)
-        for head in self.film:
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        for parameter in self.film.parameters():
+            nn.init.zeros_(parameter)
 
     def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
         for layer, head in zip(self.layers, self.film, strict=False):
@@ -169,7 +168,9 @@ class Hyper(Conditional):
         count = len(self.hidden) + 1
         mask = [True] * count if generated == "all" else list(generated)
         if len(mask) != count or not all(isinstance(entry, bool) for entry in mask):
-            raise ValueError(f"generated is {generated!r}; it must be 'all' or {count} of true and false, one per layer")
+            raise ValueError(
+                f"generated is {generated!r}; it must be 'all' or {count} of true and false, one per layer"
+            )
         unknown = set(quirks) - set(QUIRKS)
         if unknown:
             raise ValueError(f"quirks has {sorted(unknown)}; it may have {', '.join(QUIRKS)}")

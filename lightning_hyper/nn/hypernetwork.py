@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,7 +70,7 @@ class GeneratedLinear(nn.Module):
         weight = self.weight(z).unflatten(-1, (self.out_features, self.in_features))
         between = x.shape[z.ndim - 1 : -1]
         y = x.flatten(z.ndim - 1, -2) @ weight.transpose(-1, -2)
-        return y.unflatten(-2, between)
+        return cast(Tensor, y.unflatten(-2, between))
 
     def _per_row(self, z: Tensor, x: Tensor) -> Tensor:
         head = self.weight
@@ -84,7 +83,7 @@ class GeneratedLinear(nn.Module):
             return always + F.linear(outer, head.weight.view(self.out_features, -1))
         by_input = head.weight.view(self.out_features, self.in_features, -1).transpose(1, 2).flatten(0, 1)
         inner = F.linear(x, by_input).unflatten(-1, (self.out_features, -1))
-        return always + (inner @ z.unsqueeze(-1)).squeeze(-1)
+        return always + cast(Tensor, (inner @ z.unsqueeze(-1)).squeeze(-1))
 
 
 def _spread(value: Tensor, shared: int) -> Tensor:

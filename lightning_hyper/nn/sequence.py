@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -35,7 +36,7 @@ class SequenceEncoder(nn.Module, ABC):
 class _Recurrent(SequenceEncoder):
     """PyTorch's recurrent layers, cut where a state is made fresh; orthogonal weights, zero bias."""
 
-    kind: type[nn.RNNBase]
+    kind: type[nn.GRU] | type[nn.LSTM]
     parts: int  # tensors in the layer's own state
 
     def __init__(self, in_features: int, *, hidden: int = 64, layers: int = 1) -> None:
@@ -63,7 +64,7 @@ class _Recurrent(SequenceEncoder):
             cuts = sorted({*cuts, *reset.any(0).nonzero().flatten().tolist()})
         features = []
         by_time = sequence.transpose(0, 1)
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if reset is not None:
                 state = state * ~reset[:, start : start + 1]
             y, state = self._segment(by_time[start:end], state)
@@ -167,7 +168,8 @@ class Transformer(SequenceEncoder):
         mask = mask | torch.eye(size, dtype=torch.bool, device=x.device)
         for block in self.blocks:
             x = block(x, mask)
-        return cast(Tensor, self.norm(x[:, -1])).unflatten(0, (-1, steps))
+        last: Tensor = self.norm(x[:, -1])
+        return cast(Tensor, last.unflatten(0, (-1, steps)))
 
 
 class _Block(nn.Module):
@@ -181,7 +183,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(_rotate(q), _rotate(k), v, attn_mask=mask)
-        x = x + self.out(attended.transpose(1, 2).flatten(-2))
+        x = x + cast(Tensor, self.out(attended.transpose(1, 2).flatten(-2)))
         return x + cast(Tensor, self.feed(self.between(x)))
 
 

@@ -102,8 +102,8 @@ class RunState(Callback):
         ranks = checkpoint["ranks"]
         if len(ranks) != trainer.world_size:
             raise ValueError(
-                f"trainer.devices: the checkpoint is of {len(ranks)} rank(s) and training now has {trainer.world_size}; "
-                "continue with the same number"
+                f"trainer.devices: the checkpoint is of {len(ranks)} rank(s) and training now has "
+                f"{trainer.world_size}; continue with the same number"
             )
         own = ranks[trainer.global_rank]
         self._generators = own["generators"]

@@ -156,7 +156,9 @@ def test_bptt_cuts_the_gradient_through_time_and_nothing_else():
 
     def reach(bptt):
         reward = batch["previous_reward"].clone().requires_grad_()
-        c, _ = model.agent.contexts({**{k: batch[k] for k in model.policy.in_keys}, "previous_reward": reward}, batch["hidden"], bptt)
+        c, _ = model.agent.contexts(
+            {**{k: batch[k] for k in model.policy.in_keys}, "previous_reward": reward}, batch["hidden"], bptt
+        )
         c[:, 59].sum().backward()
         return reward.grad.abs().sum((0, 2)).nonzero().min().item()
 
@@ -200,7 +202,9 @@ def test_episode_returns_count_whole_trials_alone():
     is_init, done = torch.zeros(1, 8, 1, dtype=torch.bool), torch.zeros(1, 8, 1, dtype=torch.bool)
     is_init[0, 1], done[0, 0], done[0, 4], is_init[0, 5] = True, True, True, True
     episode = torch.tensor([1, 0, 0, 1, 1, 0, 0, 1]).view(1, 8, 1)
-    batch = TensorDict({"episode": episode, "is_init": is_init, "next": {"reward": reward, "done": done}}, batch_size=[1])
+    batch = TensorDict(
+        {"episode": episode, "is_init": is_init, "next": {"reward": reward, "done": done}}, batch_size=[1]
+    )
     out = {k: v.item() for k, v in episode_returns(batch, "x").items()}
     assert out == {"x/return": 10, "x/episode_1": 3, "x/episode_2": 7}
 

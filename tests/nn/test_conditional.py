@@ -89,7 +89,7 @@ def test_layers_that_are_not_generated_have_weights_of_their_own():
     net = Hyper(3, 5, 2, hidden=[4, 6], generated=[False, True, False])
     assert [isinstance(layer, nn.Linear) for layer in net.layers] == [True, False, True]
     x, c = torch.randn(7, 3), torch.randn(7, 5)
-    (w, b, _), = net.generate(c)
+    ((w, b, _),) = net.generate(c)
     h = torch.tanh(net.layers[0](x))
     h = torch.tanh(torch.einsum("noi,ni->no", w, h) + b)
     torch.testing.assert_close(net(x, c), net.layers[2](h))
@@ -140,7 +140,10 @@ def test_works_under_vmap_compile_and_bf16(cls):
 
 def test_double_backward_works():
     net = Hyper(2, 3, 1, hidden=[4], init="sarafian").double()
-    x, c = torch.randn(3, 2, dtype=torch.double, requires_grad=True), torch.randn(3, 3, dtype=torch.double, requires_grad=True)
+    x, c = (
+        torch.randn(3, 2, dtype=torch.double, requires_grad=True),
+        torch.randn(3, 3, dtype=torch.double, requires_grad=True),
+    )
     assert torch.autograd.gradgradcheck(net, (x, c))
 
 
@@ -150,7 +153,9 @@ def test_quirks_of_the_published_code_are_there_by_name():
     bound = 1 / 128**0.5
     assert sound.layers[1].weight.bias.abs().max() <= bound
     assert bound < quirky.layers[1].weight.bias.abs().max() <= (6 / 128) ** 0.5
-    biases = torch.stack([Hyper(3, 5, 1, hidden=[4], quirks=["critic_bias_fan_in"]).layers[1].bias.bias for _ in range(200)])
+    biases = torch.stack(
+        [Hyper(3, 5, 1, hidden=[4], quirks=["critic_bias_fan_in"]).layers[1].bias.bias for _ in range(200)]
+    )
     assert biases.var().item() == pytest.approx(1 / 3, abs=0.08)
 
 

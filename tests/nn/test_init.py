@@ -50,7 +50,9 @@ def generated(init, z, **options):
 
 
 def test_bias_hyperinit_generates_the_base_initialisation():
-    _, ((weight, bias, _), (out, out_bias, _)) = generated("bias_hyperinit", torch.randn(3, 10), out_init="orthogonal", out_gain=0.01)
+    _, ((weight, bias, _), (out, out_bias, _)) = generated(
+        "bias_hyperinit", torch.randn(3, 10), out_init="orthogonal", out_gain=0.01
+    )
     torch.testing.assert_close(weight.norm(dim=-1), torch.full((3, 128), 5 / 3))
     torch.testing.assert_close(out[0] @ out[0].T, 1e-4 * torch.eye(32), atol=1e-7, rtol=0)
     assert not bias.any()

@@ -38,7 +38,9 @@ class Given(LightningDataModule):
     def train_dataloader(self):
         env = GridNavi(ENVS, episodes=2, episode_steps=10)
         env.set_seed(0)
-        agent = MetaAgent(Spaces.of(env), **{k: getattr(algorithm("minibatch"), k) for k in ("context", "actor", "critic")})
+        agent = MetaAgent(
+            Spaces.of(env), **{k: getattr(algorithm("minibatch"), k) for k in ("context", "actor", "critic")}
+        )
         torch.manual_seed(7)
         rollouts = Rollouts(env, agent, 20, BATCHES)
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -75,7 +77,9 @@ def test_two_gloo_ranks_equal_one_rank_with_twice_the_environments(tmp_path, ree
     for devices in (1, 2):
         path = tmp_path / f"{devices}.pt"
         command = [sys.executable, __file__, str(devices), reencode, str(path)]
-        subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+        subprocess.run(
+            command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
+        )
         results.append(torch.load(path))
     one, two = results
     assert one["frames"] == two["frames"] == ENVS * 20 * BATCHES
