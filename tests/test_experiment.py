@@ -69,7 +69,7 @@ def test_no_recipe_at_all(tiny, capfd):
 def test_checkpoint_of_another_recipe_names_what_differs(tiny, capfd):
     assert tiny("fit", "--run", "a", "--frames", "320") == 0
     assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.init_args.lr", "0.5") == 2
-    assert "model.init_args.lr: 0.0007 there, 0.5 here" in capfd.readouterr().err
+    assert "model.init_args.lr: 0.001 there, 0.5 here" in capfd.readouterr().err
 
 
 def test_truncated_checkpoint_is_refused_and_the_best_one_still_serves(tiny, capfd):
