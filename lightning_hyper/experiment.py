@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 # More threads than one slow small networks down; `threads` in a recipe asks for more. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,14 +26,25 @@ from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F
 from lightning_hyper.agent import CheckpointError, read_checkpoint
 from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
 from lightning_hyper.recipes import RecipeError
+from lightning_hyper.tracking import TrackingError
 from lightning_hyper.training.checkpoint import Checkpoints, RunState
 from lightning_hyper.training.clock import FrameBudget, GracefulStop
 from lightning_hyper.training.matmul import choose_matmul
-from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware
+from lightning_hyper.training.mlflow import MLflowLogger, git_commit, hardware
 from lightning_hyper.training.progress import ProgressBar
 
 RUN_FOLDER = "LIGHTNING_HYPER_RUN_FOLDER"
 FREE_ON_RESUME = {"data.init_args.batches_per_epoch", "data.init_args.eval_envs", "data.init_args.eval_mode"}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with a recipe in a few words, where jsonargparse prints its usage and the whole recipe."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip(" -") for line in message.partition("Given value")[0].splitlines()]
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
+        said = [line.partition(" Got value:")[0] for line in lines if line and not line.startswith(noise)]
+        raise RecipeError(" ".join(said))
 
 
 class Command(LightningCLI):
@@ -120,6 +131,8 @@ def main(argv: Sequence[str]) -> int:
     """
     verb, *rest = argv
     _quieten()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a recipe may name a class of a file beside it
     try:
         return _run(verb, rest)
     except (RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
@@ -148,6 +161,7 @@ def _run(verb: str, rest: list[str]) -> int:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=None,
+        parser_class=OneLineParser,
         args=[verb, *(["--config", yaml.safe_dump(given, sort_keys=False)] if given else []), *rest],
     )
     config = command.config[verb]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import IO, Any
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from lightning_hyper.recipes import resolve
+from lightning_hyper.tracking import database, first_line, open_experiment
 
 try:
     import fcntl
@@ -192,25 +192,12 @@ class _Parents:
     """The parent runs, one for each recipe; made before the children, so that these find the database ready."""
 
     def __init__(self, tracking_uri: str | None, experiment: str, root: Path, recipes: Iterable[str]) -> None:
-        from filelock import FileLock
-        from mlflow import MlflowClient
-
-        for noisy in ("mlflow.store.db.utils", "alembic"):  # they tell each table that they make
-            logging.getLogger(noisy).setLevel(logging.CRITICAL)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".mlflow.lock", timeout=60):  # the lock of `fit`: one process makes the database
-                self.client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{root / 'mlflow.db'}")
-                # The place that `fit` gives an experiment, too; a server knows its own.
-                place = (root / "artifacts" / experiment).as_uri() if tracking_uri is None else None
-                found = self.client.get_experiment_by_name(experiment)
-                self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, place)
-                if found and found.lifecycle_stage == "deleted":
-                    self.client.restore_experiment(self.experiment)
-                self.ids = {recipe: self._open(recipe) for recipe in recipes}
+            self.client, self.experiment = open_experiment(tracking_uri or database(root), root, experiment)
+            self.ids = {recipe: self._open(recipe) for recipe in recipes}
         except Exception as error:  # MLflow's, its database's and the file system's, all for the same reason
             option = "--root" if tracking_uri is None else "--tracking-uri"
-            raise SweepError(f"{option}: MLflow cannot be used there: {str(error).splitlines()[0]}") from error
+            raise SweepError(f"{option}: MLflow cannot be used there: {first_line(error)}") from error
 
     def _open(self, recipe: str) -> str:
         """Return the id of the recipe's parent run, set to running; an earlier sweep's is used again."""

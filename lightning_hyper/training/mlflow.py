@@ -5,12 +5,10 @@ from __future__ import annotations
 import atexit
 import io
 import json
-import logging
 import os
 import platform
 import queue
 import re
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,12 +16,10 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
@@ -31,19 +27,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from lightning_hyper.algorithms import FrameClock
+from lightning_hyper.tracking import TrackingError, check_database, database, first_line, open_experiment
 
-LOCK_SECONDS = 10.0  # how long a database may be locked by somebody else before that is an error
 RETRY_SECONDS = 5.0  # between two tries to send what failed
 END_SECONDS = 15.0  # how long the end of a run waits for what failed; one try at a locked database is 20 s in MLflow
-
-
-class TrackingError(RuntimeError):
-    """Runs cannot be recorded: the message names `root` or `tracking_uri` and says why."""
-
-
-def database(root: str | Path) -> str:
-    """Tracking URI of the database under a root folder."""
-    return f"sqlite:///{(Path(root) / 'mlflow.db').resolve()}"
 
 
 class MLflowLogger(Logger):
@@ -141,7 +128,7 @@ class MLflowLogger(Logger):
         """Begin, or continue, the run. A database that cannot be used is an error at once; a server, a little later."""
         if self._thread is None:
             if self.tracking_uri.startswith("sqlite:///"):
-                _check_database(self.root, Path(self.tracking_uri.removeprefix("sqlite:///")))
+                check_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._jobs.put(self._begin)
             self._thread.start()
@@ -200,24 +187,13 @@ class MLflowLogger(Logger):
                 if self._fault is None:
                     job()
             except Exception as error:  # whatever MLflow raises must not end the thread
-                rank_zero_warn(f"MLflow at {self.tracking_uri}: {_first_line(error)}")
+                rank_zero_warn(f"MLflow at {self.tracking_uri}: {first_line(error)}")
             finally:
                 self._jobs.task_done()
 
     def _begin(self) -> None:
         try:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            from mlflow import MlflowClient
-
-            for noisy in ("mlflow.store.db.utils", "alembic"):  # what goes wrong is said here, in one line
-                logging.getLogger(noisy).setLevel(logging.CRITICAL)
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".mlflow.lock", timeout=60):  # two processes making one database break it
-                if self.tracking_uri.startswith("sqlite:///"):
-                    _create_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
-                self._client = MlflowClient(self.tracking_uri)
-                experiment = self._experiment()
+            self._client, experiment = open_experiment(self.tracking_uri, self.root, self.experiment_name)
             if self._run_id is None:
                 run = self._client.create_run(experiment, run_name=self.run_name, tags=dict(self.tags))
                 self._run_id = run.info.run_id
@@ -227,19 +203,7 @@ class MLflowLogger(Logger):
                     self._client.set_tag(self._run_id, key, value)
         except Exception as error:
             key = "root" if self.tracking_uri == database(self.root) else "tracking_uri"
-            self._fault = TrackingError(f"{key}: MLflow at {self.tracking_uri} cannot be used: {_first_line(error)}")
-
-    def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.experiment_name)
-        if found is None:
-            local = self.tracking_uri.startswith("sqlite:")
-            place = (self.root / "artifacts" / self.experiment_name).as_uri() if local else None
-            made: str = self._client.create_experiment(self.experiment_name, artifact_location=place)
-            return made
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        there: str = found.experiment_id
-        return there
+            self._fault = TrackingError(f"{key}: MLflow at {self.tracking_uri} cannot be used: {first_line(error)}")
 
     def _send(self, entry: dict[str, Any]) -> None:
         self._unsent.append(entry)
@@ -260,7 +224,7 @@ class MLflowLogger(Logger):
             self._try_again = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 self._warned = True
-                rank_zero_warn(f"MLflow at {self.tracking_uri}: {_first_line(error)}; training goes on, sent later")
+                rank_zero_warn(f"MLflow at {self.tracking_uri}: {first_line(error)}; training goes on, sent later")
 
     def _send_last(self) -> None:
         """Send what is unsent, for some time; then write it to a file."""
@@ -313,43 +277,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         branch = isinstance(value, Mapping) and value
         rows += flatten(value, f"{prefix}{key}.") if branch else [(f"{prefix}{key}", value)]
     return rows
-
-
-def _check_database(root: Path, path: Path) -> None:
-    """Find out in milliseconds what MLflow would take minutes to say."""
-    fault = f"root: the MLflow database {path} cannot be used"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.OperationalError as error:
-        cure = "end the program that holds it" if "locked" in str(error) else "make it writable, or choose another root"
-        raise TrackingError(f"{fault} ({error}); {cure}") from error
-    except sqlite3.DatabaseError as error:
-        raise TrackingError(f"{fault} ({error}); move the file away, or choose another root") from error
-    except OSError as error:
-        raise TrackingError(f"{fault} ({error}); choose another root") from error
-    if tables and "experiments" not in tables:
-        raise TrackingError(f"{fault}: it is a database of something other than MLflow; choose another root")
-
-
-def _create_database(path: Path) -> None:
-    """Make the database beside its place: one cut short by a kill there is beyond repair for MLflow."""
-    if path.exists() and path.stat().st_size > 0:
-        return
-    from mlflow import MlflowClient
-
-    partial = path.with_name(path.name + ".part")
-    for left in (partial, Path(f"{partial}-journal")):  # SQLite would play an old journal into the new file
-        left.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
-    os.replace(partial, path)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
-    return (lines or [type(error).__name__])[0]
 
 
 def hardware() -> str:

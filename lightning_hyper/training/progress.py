@@ -57,7 +57,9 @@ class ProgressBar(Base):
         assert isinstance(pl_module, Algorithm)
         if self._bar is not None:
             self._bar.set_postfix_str(_returns(trainer, self._evaluated), refresh=False)
-            self._bar.update(pl_module.clock.frames - self._bar.n)
+            # The last batch may go beyond the budget, which tqdm would take for an unknown total.
+            frames = min(pl_module.clock.frames, pl_module.clock.budget or pl_module.clock.frames)
+            self._bar.update(frames - self._bar.n)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluated = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "eval/return"}

@@ -188,7 +188,7 @@ def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusin
 
 
 def test_a_locked_database_is_an_error_in_time(root, monkeypatch):
-    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("lightning_hyper.tracking.LOCK_SECONDS", 0.2)
     other = sqlite3.connect(root / "mlflow.db")
     other.execute("BEGIN EXCLUSIVE")
     started = time.perf_counter()
