@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F401  their classes have short names
-from lightning_hyper.agent import CheckpointError, read_checkpoint
+from lightning_hyper.agent import Agent, CheckpointError, read_checkpoint
 from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
 from lightning_hyper.recipes import RecipeError
 from lightning_hyper.tracking import TrackingError
@@ -87,7 +88,6 @@ class Command(LightningCLI):
                 "trainer.max_epochs": -1,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.log_every_n_steps": 5,
-                "trainer.accelerator": "cpu",
                 "trainer.devices": 1,
                 "trainer.enable_model_summary": False,
             }
@@ -235,12 +235,19 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
         rank_zero_info(f"Stopped at frame {command.model.clock.frames:,}; continue with --ckpt_path last")
         return 130
     if verb == "fit" and trainer.is_global_zero:
-        _finish(trainer, command.model, folder, logger)
+        _finish(trainer, command, folder, logger)
     return 0
 
 
-def _finish(trainer: Trainer, model: Algorithm, folder: Path, logger: MLflowLogger) -> None:
-    """Leave behind what sweeps and readers look for: the summary, and the checkpoints as artifacts."""
+def _finish(trainer: Trainer, command: Command, folder: Path, logger: MLflowLogger) -> None:
+    """Leave behind what sweeps and readers look for: the summary, a picture, and the checkpoints as artifacts."""
+    model, env = command.model, command.datamodule.make_env(num_envs=1, device="cpu")
+    if isinstance(env, envs.GridNavi):
+        from lightning_hyper.analysis.gridnavi import draw_trial
+
+        figure = draw_trial(Agent(copy.deepcopy(model.policy).cpu(), model.spaces, command.recipe), env)
+        figure.savefig(folder / "trial.png", dpi=120)
+        logger.log_artifact(folder / "trial.png", "pictures")
     summary: dict[str, float | None] = {"frames": model.clock.frames, "budget": model.clock.budget}
     summary |= {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("eval/")}
     for name in ("last", "best"):

@@ -41,8 +41,8 @@ def quickstart(root: str | Path = "runs", overrides: Sequence[str] = ()) -> int:
 
 
 def _show(folders: dict[str, Path], root: str | Path) -> None:
-    from lightning_hyper import load
-    from lightning_hyper.analysis.gridnavi import draw_trial, explorer_returns, random_returns, told_returns
+    from lightning_hyper.agent import read_checkpoint
+    from lightning_hyper.analysis.gridnavi import explorer_returns, random_returns, told_returns
     from lightning_hyper.analysis.report import report
     from lightning_hyper.envs import GridNavi
 
@@ -50,9 +50,8 @@ def _show(folders: dict[str, Path], root: str | Path) -> None:
     rows: dict[str, Sequence[float]] = {"random actions": random_returns(env).tolist()}
     for folder in folders.values():
         summary = json.loads((folder / "finished.json").read_text())
-        agent = load(folder / "checkpoints" / "last.ckpt")
-        rows[agent.recipe["method"]] = [summary[f"eval/episode_{k + 1}"] for k in range(env.episodes)]
-        draw_trial(agent, env).savefig(folder / "trial.png", dpi=120)
+        method = read_checkpoint(folder / "checkpoints" / "last.ckpt")["recipe"]["method"]
+        rows[method] = [summary[f"eval/episode_{k + 1}"] for k in range(env.episodes)]
     rows["best explorer"] = explorer_returns(env).tolist()
     rows["told the goal"] = told_returns(env).tolist()
     references = {name: sum(rows[name]) for name in ("random actions", "best explorer")}

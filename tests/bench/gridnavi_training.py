@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAPER = ["-c", "recurrent/gridnavi_rnn_hn_paper"]
 
 
 def run(command, threads, folder):
@@ -77,23 +76,23 @@ def seconds_of(*command):
 if __name__ == "__main__":
     print("frames/s, median of 3 rounds, and the ratio A/B (least, median, largest)")
     print(f"{'':52} {'A':>9} {'B':>9}")
-    one_and_a_half = 1_500_000
+    frames = 920_000
     for method in ("rnn_hn", "rnn"):
         show(
             f"A {method}, 256 trials, 1 thread; B bare PyTorch loop",
-            lambda m=method: ours(f"recurrent/gridnavi_{m}", one_and_a_half),
-            lambda m=method: floor(m, one_and_a_half),
+            lambda m=method: ours(f"recurrent/gridnavi_{m}", frames),
+            lambda m=method: floor(m, frames),
         )
     for threads in (1, 2):
         show(
             f"A plain RNN, 16 trials, paper sizes, {threads} thread; B RecurrentPPO",
-            lambda t=threads: ours("recurrent/gridnavi_rnn_paper", 96_000, t, "--model.init_args.partition", "trials"),
-            lambda t=threads: peer(48_000, t),
+            lambda t=threads: ours("recurrent/gridnavi_rnn_paper", 48_000, t, "--model.init_args.partition", "trials"),
+            lambda t=threads: peer(24_000, t),
         )
     for threads in (1, 2):
-        rates = [ours("recurrent/gridnavi_rnn_hn_paper", 48_000, threads) for _ in range(3)]
+        rates = [ours("recurrent/gridnavi_rnn_hn_paper", 19_200, threads) for _ in range(3)]
         trials = [
-            ours("recurrent/gridnavi_rnn_hn_paper", 96_000, threads, "--model.init_args.partition", "trials")
+            ours("recurrent/gridnavi_rnn_hn_paper", 38_400, threads, "--model.init_args.partition", "trials")
             for _ in range(3)
         ]
         print(f"RNN+HN, 16 trials, paper sizes, {threads} thread: {statistics.median(rates):,.0f} frames/s; "
