@@ -76,13 +76,14 @@ def seconds_of(*command):
 if __name__ == "__main__":
     print("frames/s, median of 3 rounds, and the ratio A/B (least, median, largest)")
     print(f"{'':52} {'A':>9} {'B':>9}")
-    frames = 920_000
+    frames = 1_500_000
     for method in ("rnn_hn", "rnn"):
-        show(
-            f"A {method}, 256 trials, 1 thread; B bare PyTorch loop",
-            lambda m=method: ours(f"recurrent/gridnavi_{m}", frames),
-            lambda m=method: floor(m, frames),
-        )
+        for what, options in (("all", ()), ("no evaluation", ("--trainer.limit_val_batches", "0"))):
+            show(
+                f"A {method}, {what}; B bare PyTorch loop",
+                lambda m=method, o=options: ours(f"recurrent/gridnavi_{m}", frames, 1, *o),
+                lambda m=method: floor(m, frames),
+            )
     for threads in (1, 2):
         show(
             f"A plain RNN, 16 trials, paper sizes, {threads} thread; B RecurrentPPO",

@@ -109,3 +109,15 @@ def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
     again = command("--run", "stopped", "--ckpt_path", "last", "--frames", budget)
     subprocess.run(again, check=True, capture_output=True)
     assert json.loads(Path("runs/tiny/stopped/finished.json").read_text())["frames"] == int(budget)
+
+
+def test_two_ranks_stopped_and_continued_equal_two_that_never_stopped(tmp_path):
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--frames", "2560")
+    for run, *options in (("whole",), ("parts", "--trainer.max_epochs", "2"), ("parts", "--ckpt_path", "last")):
+        subprocess.run(command("--run", run, *ranks, *options), cwd=tmp_path, check=True, capture_output=True)
+    os.chdir(tmp_path)
+    whole, parts = checkpoint("whole"), checkpoint("parts")
+    assert_same(whole, parts)
+    generators = [rank["generators"]["torch"] for rank in whole["ranks"]]
+    assert not torch.equal(*generators)
+    assert torch.equal(generators[1], parts["ranks"][1]["generators"]["torch"])
