@@ -1,65 +1,75 @@
 """Everything that is run on this project; all sessions share one environment, because it weighs 6 GB."""
 
+import hashlib
 import os
+import sys
 from pathlib import Path
 
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
-nox.options.reuse_existing_virtualenvs = True
-CONSTRAINTS = ".ci/constraints.txt"
-THREADS = {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = Path(__file__).parent / ".nox" / "shared"
+PYTHON = str(ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python")
+WANTED = ("pyproject.toml", ".ci/constraints.txt")
 
 
-def shared(function):
-    return nox.session(venv_location=".nox/shared", reuse_venv=True)(function)
+def run(session: nox.Session, *command: str) -> None:
+    """A command in the shared environment, on one thread unless OMP_NUM_THREADS says otherwise."""
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    session.run(PYTHON, *command, external=True, env={"OMP_NUM_THREADS": threads})
 
 
-def install(session: nox.Session, *extras: str) -> None:
-    """The package, editable, with its pinned dependencies; a moment when they are there already."""
-    wanted = ",".join(("dev", *extras))
-    session.install("-q", "-e", f".[{wanted}]", "-c", CONSTRAINTS)
+def shared(session: nox.Session, extras: str = "dev") -> None:
+    """Make the environment, or bring it up to date where what it is made from has changed."""
+    done = ENVIRONMENT / f"installed-{extras}"
+    stamp = hashlib.sha256(b"".join(Path(name).read_bytes() for name in WANTED)).hexdigest()
+    if done.exists() and done.read_text() == stamp:
+        return
+    if not Path(PYTHON).exists():
+        session.run(sys.executable, "-m", "venv", str(ENVIRONMENT), external=True)
+    run(session, "-m", "pip", "install", "-q", "-e", f".[{extras}]", "-c", ".ci/constraints.txt")
+    done.write_text(stamp)
 
 
-@shared
+@nox.session(venv_backend="none")
 def quickstart(session: nox.Session) -> None:
     """Train RNN and RNN+HN on GridNavi, print the table, write the pictures."""
-    install(session)
-    session.run("python", "-m", "lightning_hyper.quickstart", *session.posargs, env=THREADS)
+    shared(session)
+    run(session, "-m", "lightning_hyper.quickstart", *session.posargs)
 
 
-@shared
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """All tests; what needs a GPU skips without one."""
-    install(session)
-    session.run("pytest", *(session.posargs or ["-q", "--durations=10"]), env=THREADS)
+    shared(session)
+    run(session, "-m", "pytest", *(session.posargs or ["-q", "--durations=10"]))
 
 
-@shared
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
-    install(session)
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    shared(session)
+    run(session, "-m", "ruff", "check", ".")
+    run(session, "-m", "ruff", "format", "--check", ".")
 
 
-@shared
+@nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Mypy, strict on the package."""
-    install(session)
-    session.run("mypy")
+    shared(session)
+    run(session, "-m", "mypy")
 
 
-@shared
+@nox.session(venv_backend="none")
 def recipes(session: nox.Session) -> None:
     """Every shipped recipe parses and trains two batches."""
-    install(session)
-    session.run("pytest", "-q", "tests/recipes", *session.posargs, env=THREADS)
+    shared(session)
+    run(session, "-m", "pytest", "-q", "tests/recipes", *session.posargs)
 
 
-@shared
+@nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Speed, as ratios measured in one run; on a GPU too where there is one."""
-    install(session, "bench")
-    for script in sorted(Path("tests/bench").glob("*.py")):
-        session.run("python", str(script), *session.posargs, env={**THREADS, **os.environ})
+    shared(session, "dev,bench")
+    for script in ("hypernetwork_layer.py", "gridnavi_training.py"):
+        run(session, f"tests/bench/{script}", *session.posargs)
