@@ -35,6 +35,7 @@ from lightning_hyper.training.mlflow import MLflowLogger, git_commit, hardware
 from lightning_hyper.training.progress import ProgressBar
 
 RUN_FOLDER = "LIGHTNING_HYPER_RUN_FOLDER"
+TRACEBACK = "LIGHTNING_HYPER_TRACEBACK"
 FREE_ON_RESUME = {"data.init_args.batches_per_epoch", "data.init_args.eval_envs", "data.init_args.eval_mode"}
 
 
@@ -136,9 +137,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run(verb, rest)
     except (RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
-        if os.environ.get("LIGHTNING_HYPER_TRACEBACK"):
+        if os.environ.get(TRACEBACK):
             raise
-        print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
+        print(f"lightning-hyper {verb}: error: {error} [{TRACEBACK}=1 shows where]", file=sys.stderr)
         return 2
     except NonFiniteLossError as error:
         print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
