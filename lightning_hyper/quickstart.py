@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,10 +61,13 @@ def _show(folders: dict[str, Path], root: str | Path) -> None:
     print("".join(f"episode {k + 1:<3}" for k in range(env.episodes)), "    trial")
     for name, returns in rows.items():
         print(f"{name:16}" + "".join(f"{value:9.2f}  " for value in returns) + f"{sum(returns):10.2f}")
-    print("\nRandom and told are exact; the best explorer is found by search. Pictures:")
+    print(
+        "\nThe methods are measured on sampled trials; random and told are exact, the best explorer is found by search."
+    )
+    print("Pictures:")
     for path in (*sorted(made.folder.glob("*.png")), *(folder / "trial.png" for folder in folders.values())):
         print(f"  {path}")
-    print(f"\nBoth runs in MLflow:  lightning-hyper ui --root {root}")
+    print(f"\nBoth runs in MLflow:  {os.path.relpath(sys.executable)} -m lightning_hyper ui --root {root}")
 
 
 if __name__ == "__main__":
