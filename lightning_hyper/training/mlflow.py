@@ -107,6 +107,7 @@ class MLflowLogger(Logger):
         if rows:
             entry = {"metrics": rows, "step": x, "timestamp": int(time.time() * 1000)}
             self._enqueue(lambda: self._send(entry))
+            self._start()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
@@ -131,7 +132,6 @@ class MLflowLogger(Logger):
                 check_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._jobs.put(self._begin)
-            self._thread.start()
             atexit.register(self._leave)
 
     @rank_zero_only
@@ -140,6 +140,7 @@ class MLflowLogger(Logger):
         if self._thread is None or self._fault is not None or self._status in ("FAILED", "KILLED"):
             return
         self._status = status
+        self._start()
         self._jobs.put(self._send_last)
         self._jobs.put(lambda: self._client.set_terminated(self._id, status))
         self._jobs.join()
@@ -168,11 +169,18 @@ class MLflowLogger(Logger):
     def flush(self) -> None:
         """Wait until everything so far is sent."""
         self.open()
+        self._start()
         self._jobs.join()
         if self._fault is not None:
             raise self._fault
 
     # The thread's side.
+
+    def _start(self) -> None:
+        # Not in `open`: importing MLflow, some seconds of Python, would hold up the first update through the
+        # interpreter's lock. The first metrics come after it.
+        if self._thread is not None and self._thread.ident is None:
+            self._thread.start()
 
     def _enqueue(self, job: Callable[[], None]) -> None:
         self.open()
