@@ -51,7 +51,7 @@ class Algorithm(LightningModule, ABC):
         lr_schedule: `constant`, or `linear` decay to 0 over the budget of frames.
     """
 
-    def __init__(self, *, max_grad_norm: float | None = 0.5, lr_schedule: str = "constant") -> None:
+    def __init__(self, *, max_grad_norm: float | None, lr_schedule: str) -> None:
         super().__init__()
         if lr_schedule not in ("constant", "linear"):
             raise ValueError(f"model.lr_schedule is {lr_schedule!r}; it must be 'constant' or 'linear'")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hyper.nn.activations import activation as make_activation
-from lightning_hyper.nn.hypernetwork import CONTRACTIONS, GeneratedLinear
+from lightning_hyper.nn.hypernetwork import GeneratedLinear
 from lightning_hyper.nn.init import Layer, base_scheme, initialize
 from lightning_hyper.nn.trunks import Trunk, plain_linear
 
@@ -174,8 +174,6 @@ class Hyper(Conditional):
         unknown = set(quirks) - set(QUIRKS)
         if unknown:
             raise ValueError(f"quirks has {sorted(unknown)}; it may have {', '.join(QUIRKS)}")
-        if contraction not in CONTRACTIONS:
-            raise ValueError(f"contraction is {contraction!r}; choose one of {', '.join(CONTRACTIONS)}")
         self.quirks = tuple(quirks)
         self.layers = nn.ModuleList()
         for k, (a, b) in enumerate(pairwise([in_features, *self.hidden, out_features])):
