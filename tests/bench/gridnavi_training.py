@@ -3,6 +3,7 @@
 Each pair of commands runs in turn, so that a ratio holds when the machine's speed drifts.
 """
 
+import itertools
 import os
 import re
 import statistics
@@ -90,14 +91,13 @@ if __name__ == "__main__":
             lambda t=threads: ours("recurrent/gridnavi_rnn_paper", 48_000, t, "--model.init_args.partition", "trials"),
             lambda t=threads: peer(24_000, t),
         )
-    for threads in (1, 2):
-        rates = [ours("recurrent/gridnavi_rnn_hn_paper", 19_200, threads) for _ in range(3)]
-        trials = [
-            ours("recurrent/gridnavi_rnn_hn_paper", 38_400, threads, "--model.init_args.partition", "trials")
-            for _ in range(3)
-        ]
-        print(f"RNN+HN, 16 trials, paper sizes, {threads} thread: {statistics.median(rates):,.0f} frames/s; "
-              f"with minibatches of whole trials {statistics.median(trials):,.0f}", flush=True)  # fmt: skip
+    print("RNN+HN, 16 trials, paper sizes: frames/s, median of 3")
+    for embedding, threads, partition in itertools.product((25, 256), (1, 2), ("steps", "trials")):
+        options = ("--model.init_args.partition", partition)
+        wide = ("--model.init_args.encoder.init_args.widths", f"[{embedding}]")
+        rates = [ours("recurrent/gridnavi_rnn_hn_paper", 19_200, threads, *options, *wide) for _ in range(3)]
+        print(f"  state embedding {embedding:3}, {threads} thread(s), minibatches of {partition:6} "
+              f"{statistics.median(rates):,.0f}", flush=True)  # fmt: skip
     print(f"seconds to the first update of `fit`: {statistics.median(first_update() for _ in range(3)):.1f}")
     print(f"seconds of `import lightning_hyper`: {seconds_of('-c', 'import lightning_hyper'):.2f}, of `--help`: "
           f"{seconds_of('-m', 'lightning_hyper', '--help'):.2f}, of `recipes`: "
