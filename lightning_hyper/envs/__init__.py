@@ -1,18 +1,24 @@
-"""Batched environments. Each steps many trials at once and speaks tensordict.
+"""Batched environments. Each steps many episodes at once and speaks tensordict.
 
-A trial is `episodes` episodes of one task. Every environment here gives these entries, `[num_envs, ...]`, at each step:
+Every environment here gives these entries, `[num_envs, ...]`, at each step:
 
-- `observation` `[*, features]`: what the task's Markov decision process shows;
+- `observation` `[*, features]`, float32: what the task's Markov decision process shows;
+- `is_init` `[*, 1]`: true at the first step after a reset;
+- `done`, `terminated`, `truncated` where the horizon is not part of the task; `reward` `[*, 1]`.
+
+A `TrialEnv` steps trials, `episodes` episodes of one task each, and gives besides:
+
 - `episode_done` `[*, 1]`: 1.0 where the last step ended an inner episode;
 - `previous_action`, `previous_reward`: what led here, zero at the start of a trial;
-- `is_init` `[*, 1]`: true at the first step of a trial, where memory begins afresh;
 - `episode` `[*, 1]`: index of the current episode within the trial;
 - `task` `[*, task_features]`: the task's description, for oracle policies only;
 
-and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials.
+and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials. Other environments give
+
+- `step_count` `[*, 1]`, `episode_return` `[*, 1]`: frames and undiscounted reward since the reset.
 """
 
-from lightning_hyper.envs.base import TrialEnv
+from lightning_hyper.envs.base import BatchedEnv, TrialEnv
 from lightning_hyper.envs.gridnavi import GridNavi
 
-__all__ = ["GridNavi", "TrialEnv"]
+__all__ = ["BatchedEnv", "GridNavi", "TrialEnv"]

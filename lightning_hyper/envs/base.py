@@ -1,4 +1,4 @@
-"""What the native environments share."""
+"""What the environments share."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 
-class TrialEnv(EnvBase):
-    """A batch of trials side by side, whose randomness comes from one generator of its own.
+class BatchedEnv(EnvBase):
+    """A batch of episodes side by side, whose randomness comes from one generator of its own.
 
     Args:
-        num_envs: trials stepped side by side.
+        num_envs: episodes stepped side by side.
         device: where the tensors live.
 
     Attributes:
-        trial_steps: steps (frames) of a whole trial.
-        generator: draws the tasks.
+        horizon: frames from a reset to `done` at the latest.
+        generator: draws what a reset leaves to chance.
     """
 
     batch_locked = True
-    trial_steps: int
+    horizon: int
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> TrialEnv:
+    def __new__(cls, *args: Any, **kwargs: Any) -> BatchedEnv:
         # TorchRL binds its own `__new__` to each class, behind which jsonargparse does not find the constructor.
-        made: TrialEnv = super().__new__(cls)
+        made: BatchedEnv = super().__new__(cls)
         return made
 
     def __init__(self, num_envs: int, device: str) -> None:
@@ -39,9 +39,17 @@ class TrialEnv(EnvBase):
         if seed is not None:
             self.generator.manual_seed(seed)
 
-    def get_extra_state(self) -> Tensor:
-        """State of the generator; everything else is in the tensordict."""
-        return self.generator.get_state()
+    def save_state(self) -> dict[str, Tensor]:
+        """What exact continuation needs besides the tensordict of the last step."""
+        return {"generator": self.generator.get_state()}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `save_state`."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+class TrialEnv(BatchedEnv):
+    """A batch of trials side by side: several episodes of one task, with `done` only at the end of the last.
+
+    The entries of its tensordicts head `lightning_hyper.envs`.
+    """

@@ -65,7 +65,7 @@ class GridNavi(TrialEnv):
         super().__init__(num_envs, device)
         self.episodes, self.episode_steps, self.size = episodes, episode_steps, size
         self.reward, self.show_goal = reward, show_goal
-        self.trial_steps = episodes * episode_steps
+        self.horizon = episodes * episode_steps
         self._moves = torch.tensor(self.MOVES, device=self.device)
         self.goals = torch.tensor(
             [(x, y) for x in range(size) for y in range(size) if x > 1 or y > 1], device=self.device
@@ -127,7 +127,7 @@ class GridNavi(TrialEnv):
         reward = torch.where(distance == 0, 1.0, miss)
         steps = tensordict.get("step_count") + 1
         episode_over = steps % self.episode_steps == 0
-        done = steps >= self.trial_steps
+        done = steps >= self.horizon
         entries = {
             "observation": self._shown(cell, goal, episode_over),
             "episode_done": episode_over.float(),

@@ -62,7 +62,7 @@ class TrialRollouts(LightningDataModule):
     @property
     def steps(self) -> int:
         """Frames of each environment in a batch."""
-        return self._steps or self.env.trial_steps
+        return self._steps or self.env.horizon
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
@@ -151,11 +151,11 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on, apart from policy and global generators; plain tensors."""
-        env = {key: value.clone() for key, value in self.env.state_dict().items()}
+        env = {key: value.clone() for key, value in self.env.save_state().items()}
         return {"carried": self._carried.clone().to_dict(), "env": env}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.env.load_state_dict(state["env"])
+        self.env.load_state(state["env"])
         carried = TensorDict(state["carried"], batch_size=self.env.batch_size).to(self.env.device)
         if self._carried.device is None:
             carried.clear_device_()
@@ -185,6 +185,6 @@ class Evaluation:
         with torch.random.fork_rng(devices=devices), torch.no_grad(), set_exploration_type(mode):
             torch.manual_seed(self.seed)
             self.env.set_seed(self.seed)
-            batch = self.env.rollout(self.env.trial_steps, self.policy, break_when_any_done=False)
+            batch = self.env.rollout(self.env.horizon, self.policy, break_when_any_done=False)
         batch.batch_size = batch.batch_size[:1]
         yield cast(TensorDict, batch)

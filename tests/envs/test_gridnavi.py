@@ -108,9 +108,9 @@ def test_saved_generator_gives_the_same_tasks_again():
     env = GridNavi(32)
     env.set_seed(3)
     env.reset()
-    state = {k: v.clone() for k, v in env.state_dict().items()}
+    state = {k: v.clone() for k, v in env.save_state().items()}
     expected = env.reset()["task"]
-    env.load_state_dict(state)
+    env.load_state(state)
     assert torch.equal(env.reset()["task"], expected)
 
 
