@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from lightning_hyper import envs, experience, nn, objectives  # noqa: F401  their classes have short names in recipes
 from lightning_hyper.algorithms import Algorithm
-from lightning_hyper.modules import MetaAgent, Spaces
+from lightning_hyper.modules import Spaces
 
 
 class CheckpointError(ValueError):
@@ -92,7 +93,7 @@ class Agent:
         recipe: resolved recipe that it was trained by.
     """
 
-    def __init__(self, policy: MetaAgent, spaces: Spaces, recipe: dict[str, Any]) -> None:
+    def __init__(self, policy: TensorDictModuleBase, spaces: Spaces, recipe: dict[str, Any]) -> None:
         self.policy, self.spaces, self.recipe = policy, spaces, recipe
         self.reset()
 
@@ -118,7 +119,7 @@ class Agent:
         x = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
         if x.shape[-1:] != (self.spaces.observation,) or x.ndim > 2:
             raise ValueError(f"observation is {tuple(x.shape)}; this agent takes [num_envs, {self.spaces.observation}]")
-        if self.policy.context.uses_task and self._task is None:
+        if getattr(self.policy, "uses_task", False) and self._task is None:
             raise ValueError("this agent's context is the task itself: give it with agent.reset(task=...)")
         single, x = x.ndim == 1, torch.atleast_2d(x)
         n, first = len(x), self._action is None
@@ -139,7 +140,7 @@ class Agent:
         mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
         with set_exploration_type(mode):
             step = cast(TensorDict, self.policy(step))
-        self._hidden, self._action = step["hidden"], step["action"]
+        self._hidden, self._action = step.get("hidden", None), step["action"]
         chosen = self._action.numpy()
         return chosen[0] if single else chosen
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -74,8 +74,16 @@ class Algorithm(LightningModule, ABC):
         """What collects experience and is evaluated: reads observations, writes `action`."""
 
     @abstractmethod
-    def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
+    def learn(self, batch: Any) -> list[dict[str, Tensor]]:
         """Make all the updates that a batch owes; give what each update measured, by name."""
+
+    @abstractmethod
+    def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
+        """Mean return of the episodes or trials that end in a batch, as metrics whose names begin with `prefix/`."""
+
+    def collected(self, batch: Any) -> TensorDict:
+        """The newly collected frames of a batch, `[num_envs]` or `[num_envs, time]`."""
+        return cast(TensorDict, batch)
 
     def check(self, num_envs: int, steps: int) -> None:
         """Raise ValueError where the recipe does not fit batches of `num_envs` times `steps` frames."""
@@ -89,23 +97,19 @@ class Algorithm(LightningModule, ABC):
             self.build(self.spaces)
         self.check(data.env.batch_size.numel(), data.steps)
 
-    def training_step(self, batch: TensorDict, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         self._schedule_learning_rate()
-        updates = self.learn(batch)
-        names = list(updates[0])
-        table = torch.stack([torch.stack([u[name].detach().float() for name in names]) for u in updates])
-        frames = self.clock.frames + batch["next", "done"].numel() * self.trainer.world_size
-        if not bool(table.isfinite().all()):
-            raise NonFiniteLossError(_where_not_finite(table, names, frames))
+        collected = self.collected(batch)
+        frames = self.clock.frames + collected["next", "done"].numel() * self.trainer.world_size
+        metrics = {f"loss/{name}": mean for name, mean in _means(self.learn(batch), frames).items()}
         self.clock.frames = frames
-        metrics = {f"loss/{name}": mean for name, mean in zip(names, table.mean(0), strict=True)}
-        self._log({**metrics, **episode_returns(batch, "train")}, batch)
+        self._log({**metrics, **self.returns(collected, "train")})
 
     def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log(episode_returns(batch, "eval"), batch)
+        self._log(self.returns(batch, "eval"))
 
     def test_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log(episode_returns(batch, "test"), batch)
+        self._log(self.returns(batch, "test"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.spaces is not None
@@ -128,21 +132,24 @@ class Algorithm(LightningModule, ABC):
             groups: names of the parameter groups to step; the others stay as they are. None means all.
 
         Returns:
-            Norm of each stepped group's gradient before clipping, by name.
+            Norm of each stepped group's gradient before clipping, by name; empty without clipping.
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
         optimizer.zero_grad(set_to_none=True)
         chosen = [g for g in optimizer.param_groups if groups is None or g["name"] in groups]
-        idle = [p for g in optimizer.param_groups if g not in chosen for p in g["params"]]
+        idle = [
+            p for g in optimizer.param_groups if groups is not None and g["name"] not in groups for p in g["params"]
+        ]
         if idle and self.trainer.world_size > 1:
             # DDP reduces every parameter in every backward: let the idle ones take part with a gradient of zero.
             loss = loss + 0.0 * torch.stack([p.sum() for p in idle]).sum()
         self.manual_backward(loss)
         for parameter in idle:
             parameter.grad = None
-        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
-        norms = {f"{g['name']}_grad_norm": clip_grad_norm_(g["params"], limit) for g in chosen}
+        norms = {}
+        if self.max_grad_norm is not None:
+            norms = {f"{g['name']}_grad_norm": clip_grad_norm_(g["params"], self.max_grad_norm) for g in chosen}
         optimizer.step()
         return norms
 
@@ -153,8 +160,8 @@ class Algorithm(LightningModule, ABC):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (1 - self.clock.progress)
 
-    def _log(self, metrics: dict[str, Tensor], batch: TensorDict) -> None:
-        self.log_dict(metrics, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+    def _log(self, metrics: dict[str, Tensor]) -> None:
+        self.log_dict(metrics, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
 
 def episode_returns(batch: TensorDict, prefix: str) -> dict[str, Tensor]:
@@ -181,10 +188,24 @@ def episode_returns(batch: TensorDict, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}/return": means.sum(), **dict(zip(names, means, strict=True))}
 
 
-def _where_not_finite(table: Tensor, names: list[str], frames: int) -> str:
-    update, column = (~table.isfinite()).nonzero()[0].tolist()
-    return (
-        f"{names[column]} is {float(table[update, column])} in update {update + 1} of {len(table)} on the batch that "
-        f"ends at frame {frames:,}. Training stops here, and no checkpoint is written from now on. A smaller model.lr "
-        "or model.max_grad_norm is the usual cure; continue from the last checkpoint with --ckpt_path last"
-    )
+def _means(updates: list[dict[str, Tensor]], frames: int) -> dict[str, Tensor]:
+    """Mean over updates of what each measured, by name; not all need measure the same.
+
+    Raises:
+        NonFiniteLossError: something is NaN or infinite; names the update, and the batch by the frame that ends it.
+    """
+    names = {name: None for update in updates for name in update}
+    columns = {name: torch.stack([u[name].detach() for u in updates if name in u]).float() for name in names}
+    if columns and not bool(torch.cat(list(columns.values())).isfinite().all()):
+        update, name, value = next(
+            (k, name, float(value))
+            for k, measured in enumerate(updates)
+            for name, value in measured.items()
+            if not bool(value.isfinite())
+        )
+        raise NonFiniteLossError(
+            f"{name} is {value} in update {update + 1} of {len(updates)} on the batch that ends at frame {frames:,}. "
+            "Training stops here, and no checkpoint is written from now on. A smaller learning rate or "
+            "model.max_grad_norm is the usual cure; continue from the last checkpoint with --ckpt_path last"
+        )
+    return {name: column.mean() for name, column in columns.items()}

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.algorithms.base import Algorithm, episode_returns
 from lightning_hyper.modules import MetaAgent, ReturnScale, Spaces
 from lightning_hyper.modules.agent import INPUTS, ConditionalFactory, EncoderFactory
 from lightning_hyper.modules.context import ContextFactory
@@ -131,6 +131,9 @@ class MetaPPO(Algorithm):
         updates = [update for _ in range(self.epochs) for update in learn(data)]
         self.agent.observe(batch)  # only now: acting and learning on one batch see the same statistics
         return updates
+
+    def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
+        return episode_returns(batch, prefix)
 
     @torch.no_grad()
     def _estimate(self, batch: TensorDict) -> dict[str, Tensor]:

@@ -20,5 +20,29 @@ and `done` only at the end of a trial. Hidden state crosses inner episodes, neve
 
 from lightning_hyper.envs.base import BatchedEnv, TrialEnv
 from lightning_hyper.envs.gridnavi import GridNavi
+from lightning_hyper.envs.mujoco import (
+    Ant,
+    HalfCheetah,
+    Hopper,
+    InvertedDoublePendulum,
+    InvertedPendulum,
+    MuJoCo,
+    Reacher,
+    Walker2d,
+)
+from lightning_hyper.envs.pendulum import Pendulum
 
-__all__ = ["BatchedEnv", "GridNavi", "TrialEnv"]
+__all__ = [
+    "Ant",
+    "BatchedEnv",
+    "GridNavi",
+    "HalfCheetah",
+    "Hopper",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "MuJoCo",
+    "Pendulum",
+    "Reacher",
+    "TrialEnv",
+    "Walker2d",
+]

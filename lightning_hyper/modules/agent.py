@@ -75,6 +75,11 @@ class MetaAgent(TensorDictModuleBase):
         tensordict.set("hidden", hidden)
         return tensordict
 
+    @property
+    def uses_task(self) -> bool:
+        """Whether it has to be told the task."""
+        return self.context.uses_task
+
     def inputs(self, window: Window) -> Tensor:
         """What actor and critic see of each step, `[num_envs, time, inputs]`."""
         return cast(Tensor, self.encoder(self.norm(observed(window))))

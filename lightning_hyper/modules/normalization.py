@@ -68,27 +68,43 @@ class RunningNorm(_Moments):
 class ReturnScale(_Moments):
     """Divide rewards by the running standard deviation of the discounted return, then clip.
 
-    The running return restarts with every trial and with every collected batch.
-
     Args:
         gamma: discount of the return.
+        carry: carry the running return from batch to batch; else it restarts with each, as with every episode's end.
         clip: largest absolute reward that comes out.
 
     Source: the reward normalisation of the PPO reference code (`VecNormalize`); arXiv 2309.14970's code uses it.
     """
 
-    def __init__(self, gamma: float, *, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+    def __init__(self, gamma: float, *, carry: bool = False, clip: float = 10.0, epsilon: float = 1e-8) -> None:
         super().__init__(1)
-        self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
+        self.gamma, self.carry, self.clip, self.epsilon = gamma, carry, clip, epsilon
+        self._running: Tensor | None = None
 
     @torch.no_grad()
-    def forward(self, reward: Tensor, done: Tensor) -> Tensor:
-        """Take in the rewards `[num_envs, time, 1]` of a batch and give them back scaled."""
-        running, returns = torch.zeros_like(reward[:, 0]), []
+    def observe(self, reward: Tensor, done: Tensor) -> None:
+        """Take in the rewards `[num_envs, time, 1]` of a batch."""
+        running = torch.zeros_like(reward[:, 0]) if self._running is None else self._running.to(reward.device)
+        returns = []
         for t in range(reward.shape[1]):
             running = running * self.gamma + reward[:, t]
             returns.append(running)
             running = running * ~done[:, t]
         self.update(torch.stack(returns, 1))
-        scale = (self.variance + self.epsilon).rsqrt().to(reward.dtype)
+        self._running = running if self.carry else None
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Rewards of any shape, scaled by what has been seen so far."""
+        scale = (self.variance + self.epsilon).rsqrt().to(reward)
         return (reward * scale).clamp(-self.clip, self.clip)
+
+    def forward(self, reward: Tensor, done: Tensor) -> Tensor:
+        """Take in the rewards `[num_envs, time, 1]` of a batch and give them back scaled."""
+        self.observe(reward, done)
+        return self.scaled(reward)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.zeros(0) if self._running is None else self._running
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._running = state if len(state) else None

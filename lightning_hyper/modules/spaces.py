@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchrl.data import Categorical
+from torchrl.data import Bounded, Categorical
 from torchrl.envs import EnvBase
 
 
@@ -18,15 +18,18 @@ class Spaces:
 
     Attributes:
         observation: features of `observation`.
-        task: features of `task`.
+        task: features of `task`; 0 where there is none.
         actions: number of discrete actions, or dimensions of a continuous one.
         discrete: whether actions are an index.
+        low, high: bounds of each dimension of a continuous action; empty where it has none.
     """
 
     observation: int
     task: int
     actions: int
     discrete: bool
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, env: EnvBase) -> Spaces:
@@ -36,17 +39,22 @@ class Spaces:
             ValueError: the action is neither an index (`Categorical` spec) nor one real vector.
         """
         action = env.action_spec
+        bounds: dict[str, tuple[float, ...]] = {}
         if isinstance(action, Categorical):
             actions, discrete = int(action.space.n), True
         elif action.dtype.is_floating_point:
             actions, discrete = action.shape[-1], False
+            if isinstance(action, Bounded):
+                ends = {"low": action.space.low, "high": action.space.high}
+                bounds = {key: tuple(end.reshape(-1, actions)[0].tolist()) for key, end in ends.items()}
         else:
             raise ValueError(
                 f"data.env: {type(env).__name__} has action spec {action}; it must be Categorical (an index) or a "
                 "real vector"
             )
-        sizes = {key: env.observation_spec[key].shape[-1] for key in ("observation", "task")}
-        return cls(actions=actions, discrete=discrete, **sizes)
+        task = env.observation_spec["task"].shape[-1] if "task" in env.observation_spec.keys() else 0  # noqa: SIM118
+        observation = env.observation_spec["observation"].shape[-1]
+        return cls(observation, task, actions, discrete, **bounds)
 
     def action_features(self, action: Tensor) -> Tensor:
         """Action as real features `[..., actions]`: one-hot where it is an index."""

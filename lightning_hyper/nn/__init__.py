@@ -1,7 +1,7 @@
 """Networks: tensors in, tensors out; imports torch alone."""
 
-from lightning_hyper.nn.conditional import Concat, Conditional, ContextOnly, FiLM, Hyper
-from lightning_hyper.nn.encoders import VectorEncoder
+from lightning_hyper.nn.conditional import D2RL, Concat, Conditional, ContextOnly, FiLM, Hyper
+from lightning_hyper.nn.encoders import MLP, VectorEncoder
 from lightning_hyper.nn.hypernetwork import GeneratedLinear
 from lightning_hyper.nn.sequence import GRU, LSTM, SequenceEncoder, Transformer
 from lightning_hyper.nn.trunks import MLPTrunk, ResidualTrunk, Trunk
@@ -10,11 +10,13 @@ __all__ = [
     "Concat",
     "Conditional",
     "ContextOnly",
+    "D2RL",
     "FiLM",
     "GRU",
     "GeneratedLinear",
     "Hyper",
     "LSTM",
+    "MLP",
     "MLPTrunk",
     "ResidualTrunk",
     "SequenceEncoder",

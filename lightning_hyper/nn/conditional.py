@@ -33,7 +33,8 @@ class Conditional(nn.Module, ABC):
         hidden: width of each hidden layer.
         activation: name of the activation between layers.
         trunk: makes a body from the context to the features z that condition the network; null uses the context.
-        hidden_init: base scheme of the hidden layers (see `nn.init`); `normc` has gain 5/3 under tanh.
+        hidden_init: base scheme of the hidden layers (see `nn.init`).
+        hidden_gain: gain of the hidden layers; null for that of the activation (5/3 for tanh, sqrt(2) for ReLU).
         out_init: base scheme of the output layer.
         out_gain: gain of the output layer.
 
@@ -51,6 +52,7 @@ class Conditional(nn.Module, ABC):
         activation: str = "tanh",
         trunk: TrunkFactory | None = None,
         hidden_init: str = "normc",
+        hidden_gain: float | None = None,
         out_init: str = "default",
         out_gain: float = 1.0,
     ) -> None:
@@ -62,12 +64,23 @@ class Conditional(nn.Module, ABC):
         self.trunk = trunk(context_features) if trunk is not None else None
         self.z_features = self.trunk.out_features if self.trunk is not None else context_features
         self.hidden_init, self.out_init, self.out_gain = hidden_init, out_init, out_gain
-        self.hidden_gain = 5 / 3 if activation == "tanh" else 2**0.5 if activation == "relu" else 1.0
+        own_gain = 5 / 3 if activation == "tanh" else 2**0.5 if activation == "relu" else 1.0
+        self.hidden_gain = own_gain if hidden_gain is None else hidden_gain
         base_scheme(hidden_init), base_scheme(out_init)
 
     @abstractmethod
-    def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
         """The output for x `[*C, *N, in]` and z `[*C, z]`."""
+
+    def share_trunk(self, other: Conditional) -> None:
+        """Use the trunk of another network, which then learns for both.
+
+        Raises:
+            ValueError: one of the two has no trunk.
+        """
+        if self.trunk is None or other.trunk is None:
+            raise ValueError(f"a trunk is to be shared, but {type(self).__name__} has none; name one, or do not share")
+        self.trunk = other.trunk
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         lead = context.shape[:-1]
@@ -76,7 +89,7 @@ class Conditional(nn.Module, ABC):
                 f"context {tuple(context.shape)} does not go with x {tuple(x.shape)}: its leading dimensions must be "
                 "the first of x's"
             )
-        return self._conditioned(x, context if self.trunk is None else self.trunk(context))
+        return self.conditioned(x, context if self.trunk is None else self.trunk(context))
 
     def _plain_layer(self, in_features: int, out_features: int, *, is_output: bool) -> nn.Linear:
         if is_output:
@@ -97,10 +110,32 @@ class Concat(Conditional):
         super().__init__(in_features, context_features, out_features, **options)  # type: ignore[arg-type]
         self.layers = self._plain_layers(in_features + self.z_features)
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
-        z = _spread(z, x)
-        y = torch.cat([x, z.expand(*x.shape[:-1], z.shape[-1])], -1)
-        return _run(self.layers, y, self.activation)
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+        return _run(self.layers, _beside(x, z), self.activation)
+
+
+class D2RL(Conditional):
+    """A plain network of x and c side by side, which every hidden layer sees again beside the layer before it.
+
+    Source: Sinha et al. 2020 (D2RL), a control of arXiv 2106.06842.
+    """
+
+    def __init__(self, in_features: int, context_features: int, out_features: int, **options: object) -> None:
+        super().__init__(in_features, context_features, out_features, **options)  # type: ignore[arg-type]
+        inputs = in_features + self.z_features
+        before = [0, *self.hidden[:-1]]
+        self.layers = nn.ModuleList(
+            self._plain_layer(inputs + width, out, is_output=False)
+            for width, out in zip(before, self.hidden, strict=True)
+        )
+        self.layers.append(self._plain_layer([inputs, *self.hidden][-1], out_features, is_output=True))
+
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+        inputs = y = _beside(x, z)
+        for k, layer in enumerate(self.layers[:-1]):
+            y = self.activation(layer(torch.cat([y, inputs], -1) if k else y))
+        out: Tensor = self.layers[-1](y)
+        return out
 
 
 class ContextOnly(Conditional):
@@ -110,7 +145,7 @@ class ContextOnly(Conditional):
         super().__init__(in_features, context_features, out_features, **options)  # type: ignore[arg-type]
         self.layers = self._plain_layers(self.z_features)
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
         y = _spread(_run(self.layers, z, self.activation), x)
         return y.expand(*x.shape[:-1], self.out_features)
 
@@ -128,7 +163,7 @@ class FiLM(Conditional):
         for parameter in self.film.parameters():
             nn.init.zeros_(parameter)
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
         for layer, head in zip(self.layers, self.film, strict=False):
             scale, shift = _spread(head(z), x).chunk(2, -1)
             x = self.activation(layer(x) * (1 + scale) + shift)
@@ -189,7 +224,7 @@ class Hyper(Conditional):
         z = context if self.trunk is None else self.trunk(context)
         return [layer.generate(z) for layer in self.layers if isinstance(layer, GeneratedLinear)]
 
-    def _conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
         for k, layer in enumerate(self.layers):
             x = layer(z, x) if isinstance(layer, GeneratedLinear) else layer(x)
             if k < len(self.hidden):
@@ -223,6 +258,11 @@ def _run(layers: nn.ModuleList, x: Tensor, activation: nn.Module) -> Tensor:
         x = activation(layer(x))
     y: Tensor = layers[-1](x)
     return y
+
+
+def _beside(x: Tensor, z: Tensor) -> Tensor:
+    z = _spread(z, x)
+    return torch.cat([x, z.expand(*x.shape[:-1], z.shape[-1])], -1)
 
 
 def _spread(z: Tensor, x: Tensor) -> Tensor:

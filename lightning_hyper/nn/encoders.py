@@ -1,4 +1,4 @@
-"""Encoders of observations."""
+"""Plain networks of a vector."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_hyper.nn.trunks import dense_layers
+from lightning_hyper.nn.trunks import dense_layers, plain_linear
 
 
 class VectorEncoder(nn.Module):
@@ -27,4 +27,33 @@ class VectorEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layers(x)
+        return y
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them: `forward([*B, in]) -> [*B, out]`.
+
+    Args:
+        in_features: features of the vector.
+        out_features: features of the output.
+        hidden: width of each hidden layer, at least one.
+        activation: name of the activation.
+        init: base scheme of the layers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        init: str = "default",
+    ) -> None:
+        super().__init__()
+        self.body, width = dense_layers(in_features, hidden, activation, init)
+        self.head = plain_linear(width, out_features, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x))
         return y

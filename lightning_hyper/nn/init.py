@@ -35,6 +35,12 @@ def kaiming(weight: Tensor, bias: Tensor, gain: float) -> None:
     bias.zero_()
 
 
+def xavier(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """U(+-gain sqrt(6 / (in + out))); bias 0 (Glorot and Bengio 2010)."""
+    nn.init.xavier_uniform_(weight, gain)
+    bias.zero_()
+
+
 def default(weight: Tensor, bias: Tensor, gain: float) -> None:
     """U(+-gain / sqrt(in)) for weight and bias, which at gain 1 is how `nn.Linear` begins."""
     bound = gain / math.sqrt(weight.shape[1])
@@ -43,7 +49,13 @@ def default(weight: Tensor, bias: Tensor, gain: float) -> None:
 
 
 Base = Callable[[Tensor, Tensor, float], None]
-BASE: dict[str, Base] = {"normc": normc, "orthogonal": orthogonal, "kaiming": kaiming, "default": default}
+BASE: dict[str, Base] = {
+    "normc": normc,
+    "orthogonal": orthogonal,
+    "kaiming": kaiming,
+    "xavier": xavier,
+    "default": default,
+}
 
 
 def base_scheme(name: str) -> Base:

@@ -47,6 +47,8 @@ class ResidualTrunk(Trunk):
         in_features: features of the context.
         widths: width of each stage.
         blocks: residual blocks x + W relu(W relu(x)) of each stage.
+        features: features that a last linear layer gives (the paper's residual features have 10); null for no such
+            layer.
         scale: constant of the uniform initialisation: `td3` 1 / (2 sqrt(in)), or `sac` 1 / sqrt(2 in).
 
     Source: ICML 2021 (arXiv 2106.06842), official TD3 and SAC code.
@@ -58,6 +60,7 @@ class ResidualTrunk(Trunk):
         *,
         widths: Sequence[int] = (256, 512, 1024),
         blocks: int = 2,
+        features: int | None = None,
         scale: Literal["td3", "sac"] = "td3",
     ) -> None:
         super().__init__()
@@ -69,6 +72,9 @@ class ResidualTrunk(Trunk):
         for width in widths:
             stages += [nn.Linear(in_features, width), *(_Residual(width) for _ in range(blocks))]
             in_features = width
+        if features is not None:
+            stages.append(nn.Linear(in_features, features))
+            in_features = features
         self.stages = nn.Sequential(*stages)
         self.out_features = in_features
         with torch.no_grad():

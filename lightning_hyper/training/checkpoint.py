@@ -16,12 +16,15 @@ from torch import distributed as dist
 
 from lightning_hyper.algorithms import Algorithm
 
+BUFFER = "replay-"  # folder of a replay buffer, before the frame of its checkpoint
+
 
 class Checkpoints(Checkpoint):
     """Writes `last.ckpt` at the end of every epoch, `best.ckpt`, and one to keep every so many frames.
 
     They lie in `checkpoints/` under the trainer's `default_root_dir`. Each is written beside its name and then moved
-    there, so that a file of that name is always whole.
+    there, so that a file of that name is always whole. A replay buffer lies beside them in a folder
+    `replay-<frames>/`, which the checkpoints of that frame name and which goes when the last of them does.
 
     Args:
         monitor: metric by which a checkpoint is the best.
@@ -39,6 +42,7 @@ class Checkpoints(Checkpoint):
         self.monitor, self.mode, self.every = monitor, mode, every
         self.best: float | None = None
         self.kept = 0
+        self.buffers: dict[str, str] = {}  # folder of the replay buffer of each checkpoint, by file name
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -50,30 +54,50 @@ class Checkpoints(Checkpoint):
         if self.every is not None and pl_module.clock.frames // self.every > self.kept:
             self.kept = pl_module.clock.frames // self.every
             names.append(f"frames={pl_module.clock.frames}.ckpt")
-        self._write(trainer, names)
+        self._write(trainer, pl_module.clock.frames, names)
 
     def _is_best(self, value: float) -> bool:
         return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
 
-    def _write(self, trainer: Trainer, copies: list[str]) -> None:
+    def _write(self, trainer: Trainer, frames: int, copies: list[str]) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
         last, partial = folder / "last.ckpt", folder / "last.ckpt.part"
         try:
+            if self._write_buffer(trainer, folder / f"{BUFFER}{frames}"):
+                self.buffers |= dict.fromkeys(("last.ckpt", *copies), f"{BUFFER}{frames}")
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 os.replace(partial, last)
                 for name in copies:
                     shutil.copyfile(last, partial)
                     os.replace(partial, folder / name)
+                for path in folder.glob(f"{BUFFER}*"):
+                    if path.name not in self.buffers.values():
+                        shutil.rmtree(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(f"root: cannot write a checkpoint in {folder} ({error}); earlier ones are whole") from error
 
+    @staticmethod
+    def _write_buffer(trainer: Trainer, folder: Path) -> bool:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        partial = folder.with_name(f"{folder.name}.part")
+        try:
+            written: bool = data.save_buffer(partial / f"rank-{trainer.global_rank}")
+            trainer.strategy.barrier("replay buffers are written")
+            if written and trainer.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before its checkpoint
+                os.replace(partial, folder)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return written
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "kept": self.kept}
+        return {"best": self.best, "kept": self.kept, "buffers": self.buffers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.kept = state_dict["best"], state_dict["kept"]
+        self.best, self.kept, self.buffers = state_dict["best"], state_dict["kept"], dict(state_dict["buffers"])
 
 
 class RunState(Callback):
@@ -109,6 +133,9 @@ class RunState(Callback):
         self._generators = own["generators"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.restore_collection(own["collection"])
+        if trainer.ckpt_path is not None:
+            folder = Path(trainer.ckpt_path).parent / f"{BUFFER}{checkpoint['frames']}"
+            data.restore_buffer(folder / f"rank-{trainer.global_rank}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The last thing before the first batch: everything that start-up drew is undone.

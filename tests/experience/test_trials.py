@@ -4,7 +4,8 @@ import torch
 from tensordict import TensorDict
 
 from lightning_hyper.envs import GridNavi
-from lightning_hyper.experience.trials import Evaluation, Rollouts
+from lightning_hyper.experience.base import Evaluation
+from lightning_hyper.experience.trials import Rollouts, whole_trials
 
 
 def test_a_batch_has_its_entries_by_environment_and_time(tiny_agent):
@@ -61,7 +62,8 @@ def test_restored_collection_goes_on_exactly(tiny_agent):
 
 
 def test_evaluation_repeats_itself_and_leaves_the_generators_alone(tiny_agent):
-    evaluation = Evaluation(GridNavi(16), tiny_agent(), 5, deterministic=False)
+    env, agent = GridNavi(16), tiny_agent()
+    evaluation = Evaluation(env, lambda: whole_trials(env, agent), 5, deterministic=False)
     before = torch.get_rng_state()
     (first,), (second,) = list(evaluation), list(evaluation)
     assert (first == second).all()
@@ -69,8 +71,8 @@ def test_evaluation_repeats_itself_and_leaves_the_generators_alone(tiny_agent):
 
 
 def test_deterministic_evaluation_takes_the_most_likely_action(tiny_agent):
-    agent = tiny_agent()
-    (batch,) = Evaluation(GridNavi(16), agent, 5, deterministic=True)
+    env, agent = GridNavi(16), tiny_agent()
+    (batch,) = Evaluation(env, lambda: whole_trials(env, agent), 5, deterministic=True)
     x = agent.inputs(batch)
     c, _ = agent.contexts(batch, None)
     assert torch.equal(agent.policy(x, c).probs.argmax(-1), batch["action"])
