@@ -1,4 +1,4 @@
-"""What every source of experience shares: the environments, exact collection, and an evaluation that disturbs nothing."""
+"""What every source of experience shares: environments, exact collection, evaluation that disturbs nothing."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, Repla
 Minibatch = dict[str, Tensor]
 
 
-class BufferError(ValueError):
+class ReplayBufferError(ValueError):
     """A stored replay buffer that is missing, cut short, or of another task."""
 
 
@@ -202,22 +202,24 @@ class CompactReplayBuffer:
         """Continue from what `save` wrote, checked against an empty frame of this task.
 
         Raises:
-            BufferError: the folder is missing, cut short, or of another task or capacity.
+            ReplayBufferError: the folder is missing, cut short, or of another task or capacity.
         """
         path = folder / "frames.pt"
         if not path.is_file():
-            raise BufferError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
+            raise ReplayBufferError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (RuntimeError, EOFError, OSError) as error:
-            raise BufferError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
+            raise ReplayBufferError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
         here = {key: (entry.shape, entry.dtype) for key, entry in row.items()}
         there = {key: (entry.shape[1:], entry.dtype) for key, entry in state["frames"].items()}
         if there and there != here:
-            raise BufferError(f"ckpt_path: the replay buffer {path} is of another task: {there} there, {here} here")
+            raise ReplayBufferError(
+                f"ckpt_path: the replay buffer {path} is of another task: {there} there, {here} here"
+            )
         for key in ("capacity", "num_envs"):
             if state[key] != getattr(self, key):
-                raise BufferError(
+                raise ReplayBufferError(
                     f"ckpt_path: the replay buffer {path} has {key} {state[key]}, not {getattr(self, key)}"
                 )
         if state["frames"]:
