@@ -266,6 +266,7 @@ def _quieten() -> None:
                 not record.getMessage().startswith(("GPU available", "TPU available", "💡", "`weights_only`"))
             )
         )
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

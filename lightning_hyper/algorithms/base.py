@@ -136,7 +136,9 @@ class Algorithm(LightningModule, ABC):
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
-        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         chosen = [g for g in optimizer.param_groups if groups is None or g["name"] in groups]
         idle = [
             p for g in optimizer.param_groups if groups is not None and g["name"] not in groups for p in g["params"]

@@ -119,28 +119,25 @@ class OffPolicy(Algorithm):
     def learn(self, batch: Replayed) -> list[dict[str, Tensor]]:
         self.agent.observe(batch.collected["observation"])
         measured = []
-        for minibatch in batch.minibatches():
-            index = minibatch.pop("index", None)
-            update = self._update(self._seen(minibatch))
+        for minibatch in batch.minibatches(self._seen):
+            update = self._update(minibatch)
             error = update.pop("td_error")
-            if batch.prioritize is not None and index is not None:
-                batch.prioritize(index, error)
+            if batch.prioritize is not None:
+                batch.prioritize(minibatch["index"], error)
             measured.append(update)
         return measured
 
-    def _seen(self, minibatch: Minibatch) -> Minibatch:
-        """A minibatch as the networks see it: observations standardised, actions scaled, n-step return and discount."""
-        powers = self.gamma ** torch.arange(minibatch["reward"].shape[-1], device=minibatch["reward"].device)
-        seen = {
-            "observation": self.agent.norm(minibatch["observation"]),
-            "next_observation": self.agent.norm(minibatch["next_observation"]),
-            "action": self.agent.scaled(minibatch["action"]),
-            "reward": minibatch["reward"] @ powers,
-            "discount": self.gamma ** minibatch["steps"] * ~minibatch["terminated"],
+    def _seen(self, drawn: Minibatch) -> Minibatch:
+        """Frames as the networks see them: observations standardised, actions scaled, n-step return and discount."""
+        powers = self.gamma ** torch.arange(drawn["reward"].shape[-1], device=drawn["reward"].device)
+        return {
+            **drawn,
+            "observation": self.agent.norm(drawn["observation"]),
+            "next_observation": self.agent.norm(drawn["next_observation"]),
+            "action": self.agent.scaled(drawn["action"]),
+            "reward": drawn["reward"] @ powers,
+            "discount": self.gamma ** drawn["steps"] * ~drawn["terminated"],
         }
-        if "weight" in minibatch:
-            seen["weight"] = minibatch["weight"]
-        return seen
 
     def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
         """Mean undiscounted return and length of the episodes that end in a batch (of all ranks)."""

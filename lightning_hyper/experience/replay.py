@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +17,7 @@ from torchrl.data import Bounded
 
 from lightning_hyper.envs import BatchedEnv, TrialEnv
 from lightning_hyper.experience.base import Collection, Experience
-from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch
+from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch, Seen
 from lightning_hyper.modules import ReturnScale
 
 
@@ -27,13 +28,14 @@ class Replayed:
     Attributes:
         collected: the new frames, `[num_envs, time]`.
         updates: updates that are owed for them.
-        minibatches: draws one minibatch for each, when it is asked for (see `CompactReplayBuffer.minibatches`).
+        minibatches: draws one minibatch for each, when it is asked for; its argument is applied to what is drawn (see
+            `CompactReplayBuffer.minibatches`).
         prioritize: takes (index, error) of a minibatch; None where sampling is uniform.
     """
 
     collected: TensorDict
     updates: int
-    minibatches: Callable[[], Iterator[Minibatch]]
+    minibatches: Callable[[Seen], Iterator[Minibatch]]
     prioritize: Callable[[Tensor, Tensor], None] | None
 
 
@@ -265,13 +267,15 @@ class ReplayedFrames:
         total = int(max(0, self.frames - self.warmup_frames) * self.updates_per_frame)
         owed, self.updates = total - self.updates, total
         prioritize = self.buffer.prioritize if self.buffer.prioritized is not None else None
-        return Replayed(collected, owed, lambda: self._minibatches(owed), prioritize)
+        return Replayed(collected, owed, partial(self._minibatches, owed), prioritize)
 
-    def _minibatches(self, count: int) -> Iterator[Minibatch]:
-        for minibatch in self.buffer.minibatches(count, self.batch_size):
-            if self.reward_scale is not None:
-                minibatch["reward"] = self.reward_scale.scaled(minibatch["reward"])
-            yield minibatch
+    def _minibatches(self, count: int, seen: Seen) -> Iterator[Minibatch]:
+        def scaled(drawn: Minibatch) -> Minibatch:
+            if self.reward_scale is None:
+                return seen(drawn)
+            return seen({**drawn, "reward": self.reward_scale.scaled(drawn["reward"])})
+
+        yield from self.buffer.minibatches(count, self.batch_size, scaled)
 
     def state_dict(self) -> dict[str, Any]:
         state = {"collection": self.collection.state_dict(), "frames": self.frames, "updates": self.updates}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, ReplayBuffer
 
 Minibatch = dict[str, Tensor]
+Seen = Callable[[Minibatch], Minibatch]
 
 
 class ReplayBufferError(ValueError):
@@ -120,8 +121,10 @@ class CompactReplayBuffer:
         # Indexing the storage itself is several times faster than TorchRL's `sample`.
         return cast(TensorDict, self._buffer.storage._storage)
 
-    def minibatches(self, count: int, size: int) -> Iterator[Minibatch]:
+    def minibatches(self, count: int, size: int, seen: Seen) -> Iterator[Minibatch]:
         """Draw `count` minibatches of `size` frames.
+
+        `seen` turns what is drawn into what is handed out, for many minibatches at once.
 
         Each has `observation` `[size, features]`, `action`, `reward` `[size, n_step]` (zero past the end of an
         episode), `steps` `[size]` (rewards counted), `next_observation` after them, `terminated` `[size]`, whether
@@ -131,13 +134,13 @@ class CompactReplayBuffer:
             for _ in range(count):
                 index, info = self._buffer.sampler.sample(self._buffer.storage, size)
                 weight = torch.as_tensor(info["priority_weight"], device=self.device, dtype=torch.float32)
-                yield {**self._gather(index.to(self.device)), "index": index, "weight": weight}
+                yield {**seen(self._gather(index.to(self.device))), "index": index, "weight": weight}
             return
         together = max(1, 16_384 // size)  # many minibatches by one look-up, within the processor's cache
         for start in range(0, count, together):
             part = min(together, count - start)
             index, _ = self._buffer.sampler.sample(self._buffer.storage, part * size)
-            drawn = self._gather(index.to(self.device))
+            drawn = seen(self._gather(index.to(self.device)))
             yield from (
                 dict(zip(drawn, entries, strict=True))
                 for entries in zip(*(entry.split(size) for entry in drawn.values()), strict=True)
