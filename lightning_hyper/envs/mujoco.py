@@ -117,7 +117,8 @@ class MuJoCo(EpisodeEnv):
         self._simulators = list(zip(self.models, datas, strict=True))
         self._controls = [data.ctrl for data in datas]
         self._views = {name: [getattr(data, name).reshape(-1) for data in datas] for name in self.readings}
-        self.now = self.before = self._read()
+        self.now = self._read()
+        self.before = dict(self.now)
 
     def _read(self) -> dict[str, Floats]:
         n = len(self.models)
@@ -184,7 +185,9 @@ class MuJoCo(EpisodeEnv):
             self._simulate(waiting)
             for helper in helpers:
                 helper.result()
-        self.before, self.now = self.now, self._read()
+        # In place, as setting an attribute of an environment takes TorchRL microseconds.
+        self.before.update(self.now)
+        self.now.update(self._read())
         terminated = self.terminated()
         reward = self.reward(torque, terminated)
         return self.observation().astype(np.float32), reward.astype(np.float32), terminated
@@ -245,8 +248,8 @@ class MuJoCo(EpisodeEnv):
         action: Tensor = tensordict.get("action")
         observation, reward, ended = self.advance(action.detach().cpu().numpy())
         reward, terminated = reward[:, None], ended[:, None]
-        self._steps += 1
-        self._returns += reward
+        np.add(self._steps, 1, out=self._steps)
+        np.add(self._returns, reward, out=self._returns)
         done = terminated | (self._steps >= self.horizon)
         return self._give(
             observation, {"reward": reward, "done": done, "terminated": terminated, "truncated": done & ~terminated}
@@ -277,7 +280,8 @@ class MuJoCo(EpisodeEnv):
         for (model, data), row in zip(self._simulators, arrays["simulators"], strict=True):
             mujoco.mj_setState(model, data, row, STATE)
         self._steps, self._returns = arrays["step_count"].copy(), arrays["episode_return"].copy()
-        self.now = self.before = {name: arrays[name].copy() for name in self.readings}
+        self.now = {name: arrays[name].copy() for name in self.readings}
+        self.before = dict(self.now)
 
 
 class HalfCheetah(MuJoCo):

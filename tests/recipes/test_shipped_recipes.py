@@ -16,9 +16,13 @@ NAMES = [row.name for row in recipes.listing()]
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_trains_two_batches(name, tmp_path):
     given = recipes.resolve([name])
-    sizes = given["data"]["init_args"]["env"]["init_args"]
-    frames = 2 * sizes["num_envs"] * given["data"]["init_args"].get("steps", 60)
-    options = ["--frames", str(frames), "--data.init_args.eval_envs", "4", "--run", "r"]
+    data = given["data"]["init_args"]
+    together = data["env"]["init_args"]["num_envs"] * data.get("steps", 60)
+    options = ["--frames", str(2 * together), "--data.init_args.eval_envs", "4", "--run", "r"]
+    if given["data"]["class_path"] == "Replay":  # two updates, short evaluations
+        options += ["--data.init_args.warmup_frames", str(together)]
+        options += ["--data.init_args.updates_per_frame", str(2 / together)]
+        options += ["--data.init_args.env.init_args.episode_steps", "20"]
     assert main(["fit", "-c", name, "--root", str(tmp_path), *options]) == 0
     assert (tmp_path / given["experiment"] / "r" / "finished.json").exists()
 
