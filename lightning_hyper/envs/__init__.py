@@ -18,7 +18,7 @@ and `done` only at the end of a trial. Hidden state crosses inner episodes, neve
 - `step_count` `[*, 1]`, `episode_return` `[*, 1]`: frames and undiscounted reward since the reset.
 """
 
-from lightning_hyper.envs.base import BatchedEnv, TrialEnv
+from lightning_hyper.envs.base import BatchedEnv, EpisodeEnv, TrialEnv
 from lightning_hyper.envs.gridnavi import GridNavi
 from lightning_hyper.envs.mujoco import (
     Ant,
@@ -35,6 +35,7 @@ from lightning_hyper.envs.pendulum import Pendulum
 __all__ = [
     "Ant",
     "BatchedEnv",
+    "EpisodeEnv",
     "GridNavi",
     "HalfCheetah",
     "Hopper",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 
@@ -53,3 +54,35 @@ class TrialEnv(BatchedEnv):
 
     The entries of its tensordicts head `lightning_hyper.envs`.
     """
+
+
+class EpisodeEnv(BatchedEnv):
+    """A batch of episodes with continuous actions and a limit of frames; its entries head `lightning_hyper.envs`."""
+
+    def __init__(self, num_envs: int, episode_steps: int, device: str) -> None:
+        if episode_steps < 1:
+            raise ValueError(f"{type(self).__name__}: episode_steps is {episode_steps}; it must be at least 1")
+        super().__init__(num_envs, device)
+        self.horizon = episode_steps
+
+    def _make_specs(self, features: int, low: Tensor, high: Tensor) -> None:
+        """`low` and `high` `[actions]`, in the environment's own units."""
+        n = self.batch_size[0]
+
+        def real(width: int) -> Unbounded:
+            return Unbounded((n, width), device=self.device, dtype=torch.float32)
+
+        def flag() -> Binary:
+            return Binary(1, (n, 1), device=self.device, dtype=torch.bool)
+
+        bounds = (edge.to(self.device, torch.float32).expand(n, -1) for edge in (low, high))
+        self.action_spec = Bounded(*bounds, shape=(n, len(low)), device=self.device, dtype=torch.float32)
+        self.reward_spec = real(1)
+        self.full_done_spec = Composite(done=flag(), terminated=flag(), truncated=flag(), shape=(n,))
+        self.observation_spec = Composite(
+            observation=real(features),
+            is_init=flag(),
+            step_count=Unbounded((n, 1), device=self.device, dtype=torch.int64),
+            episode_return=real(1),
+            shape=(n,),
+        )

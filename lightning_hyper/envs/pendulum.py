@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from lightning_hyper.envs.mujoco import EpisodeEnv
+from lightning_hyper.envs.base import EpisodeEnv
 
 
 class Pendulum(EpisodeEnv):
@@ -21,7 +21,6 @@ class Pendulum(EpisodeEnv):
     Args:
         num_envs: episodes stepped side by side.
         episode_steps: frames after which an episode is truncated.
-        threads: for the families' common signature; it changes nothing here.
         device: where the tensors live.
 
     Raises:
@@ -32,9 +31,7 @@ class Pendulum(EpisodeEnv):
 
     GRAVITY, SECONDS, TORQUE, SPEED = 10.0, 0.05, 2.0, 8.0
 
-    def __init__(self, num_envs: int = 1, *, episode_steps: int = 200, threads: int = 1, device: str = "cpu") -> None:
-        if threads < 1:
-            raise ValueError(f"Pendulum: threads is {threads}; it must be at least 1")
+    def __init__(self, num_envs: int = 1, *, episode_steps: int = 200, device: str = "cpu") -> None:
         super().__init__(num_envs, episode_steps, device)
         self._angle = torch.zeros(num_envs, 1, device=self.device, dtype=torch.float64)
         self._velocity = torch.zeros_like(self._angle)

@@ -192,7 +192,8 @@ class CompactReplayBuffer:
             "cursor": self._cursor,
             "newest": self._newest,
             "ends": self._ends.state_dict(),
-            "frames": self._frames[:count].cpu().to_dict() if count else {},
+            # Copied, because a view would be saved with all that it is a view of.
+            "frames": self._frames[:count].clone().to_dict() if count else {},
         }
         try:
             torch.save(state, folder / "frames.pt")

@@ -4,13 +4,9 @@ Prints environment steps a second (median of interleaved windows, lowest and hig
 actions are random and drawn beforehand; episodes are reset where a loop resets them.
 """
 
-import importlib
-import importlib.util
 import os
 import statistics
-import sys
 import time
-import types
 import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -100,10 +96,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     mujoco.set_mju_user_warning(lambda _: None)
-    if importlib.util.find_spec("imageio") is None:
-        # gymnasium's MuJoCo module imports this video writer, which nothing here uses.
-        sys.modules["imageio"] = types.ModuleType("imageio")
-        importlib.import_module("gymnasium.envs.mujoco")
-        del sys.modules["imageio"]
     for family in ("HalfCheetah", "Ant"):
         main(family)

@@ -1,8 +1,5 @@
 """The MuJoCo families follow gymnasium's own environments, step by step."""
 
-import importlib.util
-import sys
-import types
 import warnings
 
 import gymnasium
@@ -29,17 +26,6 @@ NAMES = [name for name, _, _ in FAMILIES]
 
 def made(name, *args, **options):
     return getattr(envs, name)(*args, **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _import_without_renderer():
-    """gymnasium's MuJoCo module imports a video writer, which nothing here uses and which may be missing."""
-    missing = importlib.util.find_spec("imageio") is None
-    if missing:
-        sys.modules["imageio"] = types.ModuleType("imageio")
-    importlib.import_module("gymnasium.envs.mujoco")
-    if missing:
-        del sys.modules["imageio"]
 
 
 def reference(name):

@@ -111,7 +111,7 @@ def test_seeds_reproduce():
     assert not torch.equal(starts[0], starts[2])
 
 
-@pytest.mark.parametrize("key", ["num_envs", "episode_steps", "threads"])
+@pytest.mark.parametrize("key", ["num_envs", "episode_steps"])
 def test_bad_options_name_the_key(key):
     with pytest.raises(ValueError, match=f"Pendulum: {key} is 0; it must be at least 1"):
         Pendulum(**{key: 0})

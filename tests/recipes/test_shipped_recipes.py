@@ -23,6 +23,8 @@ def test_recipe_trains_two_batches(name, tmp_path):
         options += ["--data.init_args.warmup_frames", str(together)]
         options += ["--data.init_args.updates_per_frame", str(2 / together)]
         options += ["--data.init_args.env.init_args.episode_steps", "20"]
+        if "trunk" in given["model"]["init_args"]["critic"]["init_args"]:  # whose full size tests/modules checks
+            options += ["--model.init_args.critic.init_args.trunk.init_args.widths", "[16, 16]"]
     assert main(["fit", "-c", name, "--root", str(tmp_path), *options]) == 0
     assert (tmp_path / given["experiment"] / "r" / "finished.json").exists()
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
+TINY_TD3 = Path(__file__).parents[1] / "tiny_td3.yaml"
+SAC = ("--model", "SAC", "--model.normalize_observation", "true", "--data.init_args.reward_discount", "0.9")
 SHORT_WINDOWS = ("--data.init_args.steps", "4", "--model.init_args.bptt", "2")  # batches that cut through trials
 
 
@@ -40,9 +42,76 @@ def test_k_plus_k_frames_equal_2k_frames(tiny, options):
     assert_same(checkpoint("whole"), checkpoint("parts"))
 
 
-def test_evaluation_never_changes_training(tiny):
-    assert tiny("fit", "--run", "with") == 0
-    assert tiny("fit", "--run", "without", "--trainer.limit_val_batches", "0") == 0
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--data.init_args.prioritized", "[0.6, 0.4]", "--data.init_args.n_step", "3"),
+        ("--data.init_args.storage", "memmap", "--data.init_args.capacity", "400"),
+        SAC,
+    ],
+)
+def test_k_plus_k_frames_of_replay_equal_2k_frames(tiny, options):
+    assert tiny("fit", "--run", "whole", *options, recipe=TINY_TD3) == 0
+    assert tiny("fit", "--run", "parts", "--trainer.max_epochs", "4", *options, recipe=TINY_TD3) == 0
+    assert 0 < checkpoint("parts")["frames"] < checkpoint("whole")["frames"]
+    assert tiny("fit", "--run", "parts", "--ckpt_path", "last", *options, recipe=TINY_TD3) == 0
+    assert_same(checkpoint("whole"), checkpoint("parts"))
+
+
+def test_a_replay_buffer_lies_beside_its_checkpoint_and_goes_with_it(tiny):
+    assert tiny("fit", "--run", "r", "--checkpoint.every", "160", recipe=TINY_TD3) == 0
+    folder = Path("runs/tiny/r/checkpoints")
+    named = {torch.load(path, weights_only=True)["frames"] for path in folder.glob("*.ckpt")}
+    assert {int(path.name.removeprefix("replay-")) for path in folder.glob("replay-*")} == named
+    assert {160, 320} <= named
+    assert len(list(folder.glob("replay-*"))) < 320 // 40
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "of another task"])
+def test_a_broken_replay_buffer_is_refused_and_named(tiny, fault, capsys):
+    assert tiny("fit", "--run", "r", "--frames", "80", recipe=TINY_TD3) == 0
+    frames = Path("runs/tiny/r/checkpoints/replay-80/rank-0/frames.pt")
+    if fault == "missing":
+        frames.unlink()
+    elif fault == "truncated":
+        frames.write_bytes(frames.read_bytes()[:1000])
+    else:
+        state = torch.load(frames, weights_only=True)
+        state["frames"]["observation"] = state["frames"]["observation"][:, :3]
+        torch.save(state, frames)
+    assert tiny("fit", "--run", "r", "--ckpt_path", "last", recipe=TINY_TD3) == 2
+    said = capsys.readouterr().err
+    assert "ckpt_path" in said
+    assert fault in said
+    assert "frames.pt" in said
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tiny, monkeypatch, capsys):
+    assert tiny("fit", "--run", "r", "--frames", "80", recipe=TINY_TD3) == 0
+    save = torch.save
+
+    def full(state, path, *arguments, **options):
+        if Path(path).name == "frames.pt":
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        save(state, path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert tiny("fit", "--run", "r", "--ckpt_path", "last", recipe=TINY_TD3) == 2
+    assert "cannot write a checkpoint" in capsys.readouterr().err
+    monkeypatch.undo()
+    folder = Path("runs/tiny/r/checkpoints")
+    assert sorted(path.name for path in folder.glob("replay-*")) == ["replay-80"]
+    os.chdir(folder.parents[3])
+    assert tiny("fit", "--run", "r", "--ckpt_path", "last", recipe=TINY_TD3) == 0
+    assert checkpoint("r")["frames"] == 320
+
+
+@pytest.mark.parametrize("recipe", [TINY, TINY_TD3])
+def test_evaluation_never_changes_training(tiny, recipe):
+    assert tiny("fit", "--run", "with", recipe=recipe) == 0
+    assert tiny("fit", "--run", "without", "--trainer.limit_val_batches", "0", recipe=recipe) == 0
     assert_same(checkpoint("with"), checkpoint("without"))
 
 
@@ -59,21 +128,23 @@ def test_resume_continues_the_same_mlflow_run(tiny):
     assert steps == [320, 640, 960, 1280]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(TINY), "--frames", "32000", *arguments]
+def command(*arguments, recipe=TINY, frames=32_000):
+    return [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(recipe), "--frames", str(frames), *arguments]
 
 
-def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 3_000)])
+def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path, recipe, frames):
     """Really kills the process, at a random moment, as often as it takes to be cut twice in mid-training."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command("--run", "whole"), cwd=tmp_path, env=environment, check=True, capture_output=True)
+    given = {"recipe": recipe, "frames": frames}
+    subprocess.run(command("--run", "whole", **given), cwd=tmp_path, env=environment, check=True, capture_output=True)
     last = tmp_path / "runs/tiny/killed/checkpoints/last.ckpt"
     pick = random.Random(0)
     kills, seen = 0, 0
     while True:
         resume = ["--ckpt_path", "last"] if last.exists() else []
         process = subprocess.Popen(
-            command("--run", "killed", *resume), cwd=tmp_path, env=environment,
+            command("--run", "killed", *resume, **given), cwd=tmp_path, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         while kills < 2 and process.poll() is None:
@@ -111,10 +182,12 @@ def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
     assert json.loads(Path("runs/tiny/stopped/finished.json").read_text())["frames"] == int(budget)
 
 
-def test_two_ranks_stopped_and_continued_equal_two_that_never_stopped(tmp_path):
-    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--frames", "2560")
+@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 2560), (TINY_TD3, 400)])
+def test_two_ranks_stopped_and_continued_equal_two_that_never_stopped(tmp_path, recipe, frames):
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     for run, *options in (("whole",), ("parts", "--trainer.max_epochs", "2"), ("parts", "--ckpt_path", "last")):
-        subprocess.run(command("--run", run, *ranks, *options), cwd=tmp_path, check=True, capture_output=True)
+        started = command("--run", run, *ranks, *options, recipe=recipe, frames=frames)
+        subprocess.run(started, cwd=tmp_path, check=True, capture_output=True)
     os.chdir(tmp_path)
     whole, parts = checkpoint("whole"), checkpoint("parts")
     assert_same(whole, parts)
