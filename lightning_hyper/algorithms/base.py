@@ -200,7 +200,7 @@ def _means(updates: list[dict[str, Tensor]], frames: int) -> dict[str, Tensor]:
     columns = {name: torch.stack([u[name].detach() for u in updates if name in u]).float() for name in names}
     if columns and not bool(torch.cat(list(columns.values())).isfinite().all()):
         update, name, value = next(
-            (k, name, float(value))
+            (k, name, float(value.detach()))
             for k, measured in enumerate(updates)
             for name, value in measured.items()
             if not bool(value.isfinite())

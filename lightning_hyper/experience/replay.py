@@ -262,7 +262,7 @@ class ReplayedFrames:
         self.frames += collected.numel() * self.ranks
         if self.reward_scale is not None:
             self.reward_scale.observe(collected["next", "reward"], collected["next", "done"])
-        total = int(max(0, self.frames - self.warmup_frames) * self.updates_per_frame)
+        total = int(max(0, self.frames - self.warmup_frames) * self.updates_per_frame + 1e-6)
         owed, self.updates = total - self.updates, total
         prioritize = self.buffer.prioritize if self.buffer.prioritized is not None else None
         return Replayed(collected, owed, partial(self._minibatches, owed), prioritize)

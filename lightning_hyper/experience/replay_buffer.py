@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -54,7 +55,7 @@ class CompactReplayBuffer:
         storage = (
             LazyTensorStorage(self.capacity, device=self.device)
             if memmap is None
-            else LazyMemmapStorage(self.capacity, scratch_dir=str(memmap), device=self.device)
+            else LazyMemmapStorage(self.capacity, scratch_dir=str(memmap), existsok=True, device=self.device)
         )
         self._buffer = ReplayBuffer(storage=storage, sampler=self._sampler(), batch_size=1)
         self._ends = _Ends()
@@ -192,15 +193,19 @@ class CompactReplayBuffer:
             "cursor": self._cursor,
             "newest": self._newest,
             "ends": self._ends.state_dict(),
-            # Copied, because a view would be saved with all that it is a view of.
-            "frames": self._frames[:count].clone().to_dict() if count else {},
+            "frames": {key: self._plain(entry, count) for key, entry in self._frames.items()} if count else {},
         }
         try:
             torch.save(state, folder / "frames.pt")
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise OSError(f"cannot write {folder / 'frames.pt'}: {error}") from error
-        if self.prioritized is not None:
+        if self.prioritized is not None and count:  # TorchRL's sampler has nothing that it can write before
             self._buffer.sampler.dumps(folder / "priorities")
+
+    def _plain(self, entry: Tensor, count: int) -> Tensor:
+        entry = entry.as_subclass(Tensor).cpu()
+        # A view would be saved with all that it is a view of.
+        return entry if count == self.capacity else entry[:count].clone()
 
     def load(self, folder: Path, row: TensorDict) -> None:
         """Continue from what `save` wrote, checked against an empty frame of this task.
@@ -213,7 +218,7 @@ class CompactReplayBuffer:
             raise ReplayBufferError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ReplayBufferError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
         here = {key: (entry.shape, entry.dtype) for key, entry in row.items()}
         there = {key: (entry.shape[1:], entry.dtype) for key, entry in state["frames"].items()}
@@ -232,8 +237,11 @@ class CompactReplayBuffer:
         self._cursor = self._buffer.writer._cursor = state["cursor"]
         self._newest = state["newest"]
         self._ends.load_state_dict(state["ends"])
-        if self.prioritized is not None:
-            self._buffer.sampler.loads(folder / "priorities")
+        if self.prioritized is not None and state["frames"]:
+            try:
+                self._buffer.sampler.loads(folder / "priorities")
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ReplayBufferError(f"ckpt_path: {folder / 'priorities'} cannot be read ({error})") from error
 
 
 class _Ends:

@@ -142,7 +142,9 @@ class RunState(Callback):
         if self._generators is not None:
             _set_generators(self._generators)
         elif trainer.global_rank:
-            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+            seed = torch.initial_seed() + trainer.global_rank
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # TorchRL's prioritised sampler draws from it
 
 
 def _generators() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two ranks with n environments each learn what one rank with 2n environments learns."""
+"""Two ranks with n environments (or half a minibatch) each learn what one rank with all of them learns."""
 
 import os
 import subprocess
@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from lightning_hyper.algorithms import MetaPPO
-from lightning_hyper.envs import GridNavi
+from lightning_hyper.algorithms import TD3, MetaPPO
+from lightning_hyper.envs import GridNavi, InvertedPendulum
+from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.trials import Rollouts
 from lightning_hyper.modules import MetaAgent, RecurrentContext, Spaces
-from lightning_hyper.nn import GRU, Hyper
+from lightning_hyper.nn import GRU, MLP, Hyper, ResidualTrunk
 from lightning_hyper.training.clock import FrameBudget
 
 ENVS, BATCHES = 8, 3
@@ -47,6 +48,41 @@ class Given(LightningDataModule):
         return Listed([batch[rank::world].clone() for batch in rollouts])
 
 
+class GivenReplay(LightningDataModule):
+    """The same minibatches for all: rank r of w gets every w-th frame of each."""
+
+    steps = 10
+
+    def setup(self, stage):
+        self.env = InvertedPendulum(ENVS // self.trainer.world_size)
+
+    def train_dataloader(self):
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        pick = torch.Generator().manual_seed(7)
+        collected = InvertedPendulum(ENVS).rollout(10, break_when_any_done=False)
+        batches = []
+        for _ in range(BATCHES):
+            drawn = [self.minibatch(pick) for _ in range(5)]
+            mine = [{key: entry[rank::world] for key, entry in minibatch.items()} for minibatch in drawn]
+            own = collected[rank::world]
+            batches.append(Replayed(own, len(mine), lambda seen, mine=mine: map(seen, mine), None))
+        return Listed(batches)
+
+    @staticmethod
+    def minibatch(pick):
+        def normal(*shape):
+            return torch.randn(*shape, generator=pick)
+
+        return {
+            "observation": normal(12, 4),
+            "action": normal(12, 1).clamp(-3, 3),
+            "reward": normal(12, 1),
+            "steps": torch.ones(12, dtype=torch.int64),
+            "next_observation": normal(12, 4),
+            "terminated": normal(12) > 1,
+        }
+
+
 class Listed:
     def __init__(self, batches):
         self.batches = batches
@@ -58,31 +94,40 @@ class Listed:
         return iter(self.batches)
 
 
-def train(devices, reencode, path):
+def td3(shared_trunk):
+    trunk = partial(ResidualTrunk, widths=(8,), blocks=1)
+    critic = partial(Hyper, hidden=[8], activation="relu", gain=True, init="sarafian", trunk=trunk)
+    return TD3(
+        actor=partial(MLP, hidden=[8]), critic=critic, shared_trunk=shared_trunk, target_noise=0.0, critic_lr=1e-2
+    )
+
+
+def train(devices, kind, path):
     seed_everything(0, verbose=False)
-    model = algorithm(reencode)
+    replayed = kind.startswith("td3")
+    model = td3(kind == "td3 shared") if replayed else algorithm(kind)
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         callbacks=[FrameBudget(10**6)],
     )  # fmt: skip
-    trainer.fit(model, datamodule=Given())
+    trainer.fit(model, datamodule=GivenReplay() if replayed else Given())
     if trainer.is_global_zero:
         torch.save({"state": model.state_dict(), "frames": model.clock.frames}, path)
 
 
-@pytest.mark.parametrize("reencode", ["minibatch", "epoch"])
-def test_two_gloo_ranks_equal_one_rank_with_twice_the_environments(tmp_path, reencode):
+@pytest.mark.parametrize("kind", ["minibatch", "epoch", "td3", "td3 shared"])
+def test_two_gloo_ranks_equal_one_rank_with_twice_the_environments(tmp_path, kind):
     results = []
     for devices in (1, 2):
         path = tmp_path / f"{devices}.pt"
-        command = [sys.executable, __file__, str(devices), reencode, str(path)]
+        command = [sys.executable, __file__, str(devices), kind, str(path)]
         subprocess.run(
             command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
         )
         results.append(torch.load(path))
     one, two = results
-    assert one["frames"] == two["frames"] == ENVS * 20 * BATCHES
+    assert one["frames"] == two["frames"] == ENVS * BATCHES * (10 if kind.startswith("td3") else 20)
     for key, value in one["state"].items():
         torch.testing.assert_close(value, two["state"][key], atol=1e-5, rtol=1e-4)
 
