@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F401  their classes have short names
 from lightning_hyper.agent import Agent, CheckpointError, read_checkpoint
 from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
+from lightning_hyper.analysis import gradient_similarity  # noqa: F401  its callback has a short name
 from lightning_hyper.recipes import RecipeError
 from lightning_hyper.tracking import TrackingError
 from lightning_hyper.training.checkpoint import Checkpoints, RunState
@@ -73,6 +74,7 @@ class Command(LightningCLI):
             "--tracking_uri", type=str | None, default=None, help="MLflow server; a database under the root by default."
         )
         add("--stop_at_return", type=float | None, default=None, help="End early at this eval/return.")
+        add("--video", type=int, default=300, help="Frames of the video of the trained policy; 0 makes none.")
         add("--threads", type=int | None, default=None, help="Threads of PyTorch; OMP_NUM_THREADS, else 1, by default.")
         add(
             "--matmul",
@@ -188,6 +190,10 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
     config, made, recipe = command.config[verb], command.config_init[verb], command.recipe
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if not torch.cuda.is_available():
+        # Without a device every step of an optimiser looks for NVIDIA's library, a tenth of a small update; not so
+        # where no device is visible.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     decision = choose_matmul(continued.get("matmul", config.matmul))
     rank_zero_info(decision.sentence)
     os.environ[RUN_FOLDER] = str(folder)  # the other ranks, started by Lightning with these arguments, write there too
@@ -242,13 +248,10 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
 
 def _finish(trainer: Trainer, command: Command, folder: Path, logger: MLflowLogger) -> None:
     """Leave behind what sweeps and readers look for: the summary, a picture, and the checkpoints as artifacts."""
-    model, env = command.model, command.datamodule.make_env(num_envs=1, device="cpu")
-    if isinstance(env, envs.GridNavi):
-        from lightning_hyper.analysis.gridnavi import draw_trial
-
-        figure = draw_trial(Agent(copy.deepcopy(model.policy).cpu(), model.spaces, command.recipe), env)
-        figure.savefig(folder / "trial.png", dpi=120)
-        logger.log_artifact(folder / "trial.png", "pictures")
+    model = command.model
+    picture = _picture(command, folder)
+    if picture is not None:
+        logger.log_artifact(picture, "pictures")
     summary: dict[str, float | None] = {"frames": model.clock.frames, "budget": model.clock.budget}
     summary |= {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("eval/")}
     for name in ("last", "best"):
@@ -256,6 +259,24 @@ def _finish(trainer: Trainer, command: Command, folder: Path, logger: MLflowLogg
             logger.log_artifact(folder / "checkpoints" / f"{name}.ckpt", "checkpoints")
     logger.flush()
     (folder / "finished.json").write_text(json.dumps(summary))
+
+
+def _picture(command: Command, folder: Path) -> Path | None:
+    """What the trained policy does, drawn or filmed; None where there is no picture of it."""
+    model, make_env = command.model, command.datamodule.make_env
+    agent = Agent(copy.deepcopy(model.policy).cpu(), model.spaces, command.recipe)
+    env = make_env(num_envs=1, device="cpu")
+    if isinstance(env, envs.GridNavi):
+        from lightning_hyper.analysis.gridnavi import draw_trial
+
+        draw_trial(agent, env).savefig(folder / "trial.png", dpi=120)
+        return folder / "trial.png"
+    frames = command.recipe["video"]
+    if frames and isinstance(env, envs.MuJoCo | envs.Pendulum):
+        from lightning_hyper.analysis.video import record
+
+        return record(agent, make_env, folder / "episode.gif", frames=frames)
+    return None
 
 
 def _quieten() -> None:

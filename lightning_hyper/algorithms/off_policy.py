@@ -62,11 +62,11 @@ class OffPolicy(Algorithm):
         self.actor, self.critic, self.order, self.shared_trunk = actor, critic, order, shared_trunk
         self.actor_lr, self.critic_lr, self.gamma, self.tau = actor_lr, critic_lr, gamma, tau
         self.normalize_observation = normalize_observation
-        self._critic_loss_of, self._actor_loss_of = self._critic_loss, self._actor_loss
+        self._critic_loss_of, self._actor_loss_of = self.critic_loss, self.actor_loss
         if compile:
             self._critic_loss_of, self._actor_loss_of = (
-                torch.compile(self._critic_loss),
-                torch.compile(self._actor_loss),
+                torch.compile(self.critic_loss),
+                torch.compile(self.actor_loss),
             )
 
     # What a subclass supplies.
@@ -80,11 +80,11 @@ class OffPolicy(Algorithm):
         """One update; gives what it measured, `td_error` `[size]` included."""
 
     @abstractmethod
-    def _critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
+    def critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of the critics, mean value, and the size of each frame's error `[size]`."""
 
     @abstractmethod
-    def _actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
+    def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
         """Loss of the policy, and what else it measures."""
 
     # What the base class calls.
@@ -119,7 +119,7 @@ class OffPolicy(Algorithm):
     def learn(self, batch: Replayed) -> list[dict[str, Tensor]]:
         self.agent.observe(batch.collected["observation"])
         measured = []
-        for minibatch in batch.minibatches(self._seen):
+        for minibatch in batch.minibatches(self.seen):
             update = self._update(minibatch)
             error = update.pop("td_error")
             if batch.prioritize is not None:
@@ -127,7 +127,7 @@ class OffPolicy(Algorithm):
             measured.append(update)
         return measured
 
-    def _seen(self, drawn: Minibatch) -> Minibatch:
+    def seen(self, drawn: Minibatch) -> Minibatch:
         """Frames as the networks see them: observations standardised, actions scaled, n-step return and discount."""
         powers = self.gamma ** torch.arange(drawn["reward"].shape[-1], device=drawn["reward"].device)
         return {

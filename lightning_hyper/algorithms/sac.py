@@ -73,7 +73,7 @@ class SAC(OffPolicy):
         self._follow(self.target_critics, self.critics)
         return measured
 
-    def _critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
+    def critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             action, log_prob = self.agent.sample(minibatch["next_observation"])
             after = torch.minimum(*self.target_critics(minibatch["next_observation"], action))
@@ -83,7 +83,7 @@ class SAC(OffPolicy):
         loss = 0.5 * (self._squared(q1, target, minibatch) + self._squared(q2, target, minibatch))
         return loss, q1.detach().mean(), (q1.detach() - target).abs()
 
-    def _actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
+    def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
         state = minibatch["observation"]
         action, log_prob = self.agent.sample(state)
         value = torch.minimum(*self.critics(state, action))

@@ -84,7 +84,7 @@ class TD3(OffPolicy):
         super().on_load_checkpoint(checkpoint)
         self._updates = checkpoint["updates"]
 
-    def _critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
+    def critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             noise = torch.randn_like(minibatch["action"]).mul_(self.target_noise)
             noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
@@ -95,6 +95,6 @@ class TD3(OffPolicy):
         loss = self._squared(q1, target, minibatch) + self._squared(q2, target, minibatch)
         return loss, q1.detach().mean(), (q1.detach() - target).abs()
 
-    def _actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
+    def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
         state = minibatch["observation"]
         return (-self.critics.value(state, torch.tanh(self.agent.network(state))).mean(),)

@@ -265,11 +265,11 @@ def test_noise_of_the_target_policy_is_clipped_and_its_action_stays_in_bounds():
 @pytest.mark.parametrize("order", ["SA", "AS", "constant"])
 def test_a_policy_step_has_the_same_gradient_with_frozen_critics(cls, order):
     model = algorithm(cls, critic=HYPER, order=order)
-    seen = model._seen(drawn())
+    seen = model.seen(drawn())
 
     def gradient():
         torch.manual_seed(3)
-        return torch.autograd.grad(model._actor_loss(seen)[0], list(model.agent.network.parameters()))
+        return torch.autograd.grad(model.actor_loss(seen)[0], list(model.agent.network.parameters()))
 
     free = gradient()
     with frozen(model.critics):
@@ -314,7 +314,7 @@ def test_targets_add_up_n_rewards_bootstrap_after_truncation_and_not_after_termi
     buffer = CompactReplayBuffer(2 * length, 2, n_step=n_step)
     buffer.extend(batch)
     torch.manual_seed(4)
-    (minibatch,) = buffer.minibatches(1, 300, model._seen)
+    (minibatch,) = buffer.minibatches(1, 300, model.seen)
     place = (minibatch["observation"][:, None, None] == batch["observation"]).all(-1).nonzero()
     assert place[:, 0].equal(torch.arange(300))
     last, total, powers = [], torch.zeros(300), []
@@ -340,7 +340,7 @@ def test_targets_add_up_n_rewards_bootstrap_after_truncation_and_not_after_termi
         scaled = 2 * (action - torch.tensor([-2.0, 1.0])) / torch.tensor([3.0, 4.0]) - 1
         first = model.critics.value(minibatch["observation"], scaled)
     torch.manual_seed(5)
-    _, _, error = model._critic_loss(minibatch)
+    _, _, error = model.critic_loss(minibatch)
     torch.testing.assert_close(error, (first - target).abs(), atol=1e-5, rtol=1e-5)
 
 
@@ -369,7 +369,7 @@ def test_statistics_of_observations_take_in_what_was_collected_before_the_update
     model.learn(batch)
     rows = batch.collected["observation"].flatten(0, 1).double()
     minibatch = drawn()
-    seen = model._seen(minibatch)
+    seen = model.seen(minibatch)
     for key in ("observation", "next_observation"):
         expected = (minibatch[key] - rows.mean(0)) / rows.std(0, unbiased=False)
         torch.testing.assert_close(seen[key], expected.float(), atol=1e-5, rtol=1e-4)

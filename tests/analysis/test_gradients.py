@@ -276,6 +276,7 @@ def test_numbers_out_of_range_name_the_key(options, said):
 
 
 RECIPE = {
+    "video": 0,
     "experiment": "tiny",
     "frames": 100,
     "trainer": {

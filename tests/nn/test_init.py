@@ -103,5 +103,11 @@ def test_sarafian_keeps_the_scale_of_generated_weights_at_other_widths():
 def test_plain_schemes_fill_the_heads_as_any_linear_layer(name):
     torch.manual_seed(3)
     net = Hyper(64, 300, 32, hidden=[128], init=name)
-    variance = {"default": 1 / 900, "normc": 1 / 300, "orthogonal": 1 / (128 * 64), "kaiming": 2 / 300}[name]
+    variance = {
+        "default": 1 / 900,
+        "normc": 1 / 300,
+        "orthogonal": 1 / (128 * 64),
+        "kaiming": 2 / 300,
+        "xavier": 2 / 8492,
+    }[name]
     assert net.layers[0].weight.weight.var().item() == pytest.approx(variance, rel=0.05)

@@ -18,7 +18,7 @@ def test_recipe_trains_two_batches(name, tmp_path):
     given = recipes.resolve([name])
     data = given["data"]["init_args"]
     together = data["env"]["init_args"]["num_envs"] * data.get("steps", 60)
-    options = ["--frames", str(2 * together), "--data.init_args.eval_envs", "4", "--run", "r"]
+    options = ["--frames", str(2 * together), "--data.init_args.eval_envs", "4", "--run", "r", "--video", "0"]
     if given["data"]["class_path"] == "Replay":  # two updates, short evaluations
         options += ["--data.init_args.warmup_frames", str(together)]
         options += ["--data.init_args.updates_per_frame", str(2 / together)]

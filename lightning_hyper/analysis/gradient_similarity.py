@@ -1,0 +1,192 @@
+"""A callback that watches how true the critic's action gradient is while it learns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_hyper.algorithms.off_policy import OffPolicy
+from lightning_hyper.analysis.gradients import (
+    apart,
+    check_rollouts,
+    critic_action_gradient,
+    gradient_similarity,
+    most_likely,
+    sample_states,
+    true_action_gradient,
+    update_variance,
+)
+from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.modules.critic import frozen
+from lightning_hyper.training.mlflow import MLflowLogger
+
+NAME = "trainer.callbacks GradientSimilarity"
+WIDTH = 256  # rollouts side by side; a simulator takes a few megabytes
+
+
+class GradientSimilarity(Callback):
+    """Measures every so many frames how the critic's action gradient compares with that of true returns.
+
+    Logs, and draws over frames when training ends, `gradient/cosine` and its `gradient/reliability` (see
+    `gradient_similarity`); logs `gradient/vanishing` and `gradient/update_variance`, that of the policy's gradient
+    over minibatches of the replay buffer. Training is left as it would be without it.
+
+    Args:
+        every: frames between measurements, made at the end of the epoch in which they fall.
+        states: states that are measured at, from as many episodes of the policy with its exploration noise.
+        rollouts: perturbed actions of one fit, of which two are made. The paper's 15 leave much noise.
+        horizon: frames of each return. Where contacts are chaotic, that of long ones is mostly noise (on HalfCheetah
+            beyond 10); where they are not, as on Reacher, 50 frames tell more.
+        sigma: standard deviation of the perturbations, in half ranges of the action, as the next one.
+        protocol: measure at the policy's own action (`paper`), where a good policy's gradient vanishes, or at a
+            distance of `offset` from it in a random direction.
+        offset: that distance.
+        within: largest frame of an episode that a state is taken at.
+        minibatches: how many the variance is over.
+        seed: of everything that is drawn here.
+
+    Raises:
+        ValueError: a number out of range; by `setup`, a model or an environment that cannot be measured.
+
+    Source: arXiv 2106.06842 (Sarafian et al. 2021).
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 5_000,
+        states: int = 16,
+        rollouts: int = 60,
+        horizon: int = 10,
+        sigma: float = 0.3,
+        protocol: Literal["paper", "offset"] = "offset",
+        offset: float = 0.5,
+        within: int = 200,
+        minibatches: int = 10,
+        seed: int = 0,
+    ) -> None:
+        counts = {"every": every, "states": states, "horizon": horizon, "within": within, "minibatches": minibatches}
+        for key, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{NAME}.{key} is {count}; it must be at least 1")
+        for key, size in (("sigma", sigma), ("offset", offset)):
+            if size <= 0:
+                raise ValueError(f"{NAME}.{key} is {size}; it must be positive")
+        if protocol not in ("paper", "offset"):
+            raise ValueError(f"{NAME}.protocol is {protocol!r}; it must be 'paper' or 'offset'")
+        self.every, self.states, self.rollouts, self.horizon, self.sigma = every, states, rollouts, horizon, sigma
+        self.protocol, self.offset, self.within = protocol, offset, within
+        self.minibatches, self.seed = minibatches, seed
+        self.rows: list[dict[str, float]] = []
+        self._envs: tuple[BatchedEnv, BatchedEnv] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, OffPolicy):
+            raise ValueError(f"{NAME}: model {type(pl_module).__name__} has no Q-function; take TD3 or SAC")
+        env = cast(Any, trainer).datamodule.env
+        if not hasattr(env, "advance"):
+            raise ValueError(f"{NAME}: data.env {type(env).__name__} has no simulator to branch from")
+        check_rollouts(self.rollouts, env.action_spec.shape[-1], f"{NAME}.")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, OffPolicy)
+        frames = pl_module.clock.frames
+        measured = self.rows[-1]["frames"] if self.rows else 0
+        if frames // self.every <= measured // self.every or not trainer.is_global_zero:
+            return
+        metrics = self.measure(pl_module, trainer)
+        self.rows.append({"frames": frames, **metrics})
+        for logger in trainer.loggers:
+            logger.log_metrics({f"gradient/{name}": value for name, value in metrics.items()}, frames)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.rows or not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "gradients.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(self.rows).savefig(path, dpi=150)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.log_artifact(path, "pictures")
+
+    def measure(self, model: OffPolicy, trainer: Trainer) -> dict[str, float]:
+        """What is logged, by name without `gradient/`, for the model as it is now."""
+        generator = torch.Generator().manual_seed(self.seed + model.clock.frames)
+        if self._envs is None:
+            make: Callable[..., BatchedEnv] = cast(Any, trainer).datamodule.make_env
+            one = 2 * self.rollouts
+            group = max(k for k in range(1, self.states + 1) if self.states % k == 0 and k * one <= max(one, WIDTH))
+            sizes = self.states, group * one
+            self._envs = cast(Any, tuple(make(num_envs=size, device="cpu") for size in sizes))
+        explored, branched = self._envs
+        policy, critics = (_on_cpu(module) for module in (model.agent, model.critics))
+        states = sample_states(explored, policy, within=self.within, generator=generator)
+        actions = policy.scaled(most_likely(policy, states.observation))
+        if self.protocol == "offset":
+            direction = torch.randn(actions.shape, generator=generator)
+            actions = (actions + self.offset * direction / direction.norm(dim=-1, keepdim=True)).clamp(-1, 1)
+        true, halves = true_action_gradient(
+            branched,
+            policy,
+            states,
+            actions,
+            rollouts=self.rollouts,
+            horizon=self.horizon,
+            sigma=self.sigma,
+            gamma=model.gamma,
+            generator=generator,
+        )
+        of_critic = critic_action_gradient(critics, policy, states.observation, actions)
+        metrics = gradient_similarity(of_critic, true, halves)
+        frames: Any = trainer.train_dataloader
+        with apart(self.seed + model.clock.frames), frozen(model.critics):
+            metrics["update_variance"] = update_variance(
+                lambda minibatch: model.actor_loss(minibatch)[0],
+                list(model.agent.network.parameters()),
+                frames.buffer.minibatches(self.minibatches, frames.batch_size, model.seen),
+            )
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+def draw(rows: Sequence[dict[str, float]]) -> Any:
+    """A figure of `cosine` and `reliability` over `frames`, a row for each measurement."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    frames = [row["frames"] for row in rows]
+    for name, label, colour, dash in (
+        ("cosine", "critic and true return", "#0072B2", "-"),
+        ("reliability", "two estimates of the true return", "#444444", "--"),
+    ):
+        axes.plot(frames, [row[name] for row in rows], dash, color=colour, linewidth=2, marker="o", markersize=4)
+        axes.plot([], [], dash, color=colour, linewidth=2, label=label)
+    axes.axhline(0, color="#888888", linewidth=1, zorder=0)
+    axes.set_title("Action gradients: cosine between", loc="left", fontweight="bold")
+    axes.set_xlabel("environment frames")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_ylim(min(0.0, *(row[name] for row in rows for name in ("cosine", "reliability"))) - 0.05, 1.05)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    return figure
+
+
+def _on_cpu(module: Any) -> Any:
+    return module if next(module.parameters()).device.type == "cpu" else copy.deepcopy(module).cpu()
