@@ -141,7 +141,10 @@ def main(argv: Sequence[str]) -> int:
     except (RecipeError, CheckpointError, TrackingError, ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"lightning-hyper {verb}: error: {error} [{TRACEBACK}=1 shows where]", file=sys.stderr)
+        cause: BaseException = error
+        while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
+            cause = cause.__cause__  # what a constructor said, without jsonargparse's frame around it
+        print(f"lightning-hyper {verb}: error: {cause} [{TRACEBACK}=1 shows where]", file=sys.stderr)
         return 2
     except NonFiniteLossError as error:
         print(f"lightning-hyper {verb}: error: {error}", file=sys.stderr)
@@ -170,6 +173,8 @@ def _run(verb: str, rest: list[str]) -> int:
     config = command.config[verb]
     if str(config.trainer.precision).startswith("16"):
         raise RecipeError(f"trainer.precision is {config.trainer.precision!r}; choose '32-true' or 'bf16-mixed'")
+    if config.video < 0:
+        raise RecipeError(f"video is {config.video}; it must be a number of frames, or 0 for none")
     stem = Path(names[-1]).stem if names else source.parents[1].name if source else "run"
     base = Path(config.root) / config.experiment
     if source is None and wanted:

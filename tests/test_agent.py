@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 import lightning_hyper
 from lightning_hyper.agent import CheckpointError
 from lightning_hyper.envs import GridNavi
+
+TINY_TD3 = Path(__file__).parent / "tiny_td3.yaml"
 
 
 @pytest.fixture
@@ -41,6 +44,22 @@ def test_plain_loop_takes_the_actions_of_the_trainers_evaluation(trained):
         batch = env.rollout(10, agent.policy, break_when_any_done=False)
     assert actions.tolist() == batch["action"].tolist()
     assert len(np.unique(actions)) > 1
+
+
+def test_an_off_policy_agent_acts_in_gymnasiums_own_loop(tiny):
+    assert tiny("fit", "--run", "a", recipe=TINY_TD3) == 0
+    agent = lightning_hyper.load("runs/tiny/a/checkpoints/last.ckpt")
+    env = gymnasium.make("InvertedPendulum-v5")
+    observation, _ = env.reset(seed=0)
+    actions, over = [], False
+    while not over:
+        actions.append(agent.act(observation))
+        expected = 3 * torch.tanh(agent.policy.network(torch.as_tensor(observation, dtype=torch.float32)))
+        np.testing.assert_allclose(actions[-1], expected.detach().numpy(), rtol=1e-6)
+        observation, _, terminated, truncated, _ = env.step(actions[-1])
+        over = terminated or truncated
+    assert len(np.unique(actions)) > 1
+    assert env.action_space.contains(actions[0])
 
 
 def test_one_environment_alone_gets_the_action_that_it_gets_in_a_batch(trained):

@@ -9,6 +9,8 @@ from mlflow import MlflowClient
 
 from lightning_hyper.modules import MetaAgent
 
+TINY, TINY_TD3 = (Path(__file__).parent / name for name in ("tiny.yaml", "tiny_td3.yaml"))
+
 
 @pytest.fixture
 def run_status():
@@ -38,6 +40,26 @@ def test_impossible_recipes_name_the_key(tiny, capfd, arguments, said):
     assert tiny("fit", *arguments) == 2
     assert said in capfd.readouterr().err
     assert not list(Path("runs").glob("tiny/*/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.init_args.env", "GridNavi"], "data.env: GridNavi steps trials"),
+        (["--data.init_args.capacity", "5"], "data.capacity is 5, less than data.batch_size 8"),
+        (["--data.init_args.capacity", "19"], "data.capacity is 19, less than the 20 frames"),
+        (["--data.init_args.warmup_frames", "320"], "data.warmup_frames is 320 and frames only 320"),
+        (["--data.init_args.prioritized", "[0.6]"], "data.prioritized is [0.6]"),
+        (["--model.init_args.policy_delay", "0"], "model.policy_delay is 0"),
+        (["--data.init_args.env.init_args.episode_steps", "0"], "episode_steps is 0"),
+        (["--video", "-1"], "video is -1"),
+    ],
+)
+def test_bad_values_of_replayed_recipes_are_named(tiny, capfd, arguments, said):
+    assert tiny("fit", *arguments, recipe=TINY_TD3) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert said in line
+    assert len(line) < 300
 
 
 @pytest.mark.parametrize(
@@ -166,12 +188,14 @@ def test_training_stops_at_a_wanted_return(tiny):
     assert torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["frames"] == 320
 
 
-def test_bf16_mixed_trains(tiny):
-    assert tiny("fit", "--run", "a", "--frames", "320", "--trainer.precision", "bf16-mixed") == 0
+@pytest.mark.parametrize("recipe", [TINY, TINY_TD3])
+def test_bf16_mixed_trains(tiny, recipe):
+    assert tiny("fit", "--run", "a", "--frames", "320", "--trainer.precision", "bf16-mixed", recipe=recipe) == 0
 
 
 @pytest.mark.gpu
-def test_trains_and_resumes_on_a_gpu(tiny):
+@pytest.mark.parametrize("recipe", [TINY, TINY_TD3])
+def test_trains_and_resumes_on_a_gpu(tiny, recipe):
     gpu = ("--trainer.accelerator", "gpu", "--run", "a")
-    assert tiny("fit", *gpu, "--frames", "640") == 0
-    assert tiny("fit", *gpu, "--frames", "1280", "--ckpt_path", "last") == 0
+    assert tiny("fit", *gpu, "--frames", "640", recipe=recipe) == 0
+    assert tiny("fit", *gpu, "--frames", "1280", "--ckpt_path", "last", recipe=recipe) == 0

@@ -45,7 +45,7 @@ for step in range(steps):
         print("Traceback\\nRuntimeError: loss is not finite", flush=True)
         sys.exit(1)
     done = frames * (step + 1) // steps
-    print(f"frames {done:,}/{frames:,}  41.2k frames/s  eval/return {step:.1f}", flush=True)
+    print(f"frames {done:,}/{frames:,}  41,230 frames/s  eval/return {step:.1f}", flush=True)
     time.sleep(float(options.get("--pause", 0.02)))
 (folder / "finished.json").write_text(json.dumps({"frames": frames, "budget": frames, "eval/return": 1.0}))
 """

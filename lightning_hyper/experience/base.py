@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,10 +17,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from lightning_hyper.envs import BatchedEnv
 
-Env = TypeVar("Env", bound=BatchedEnv)
 
-
-class Experience(LightningDataModule, ABC, Generic[Env]):
+class Experience(LightningDataModule, ABC):
     """Collects batches with the module's own policy when they are asked for, and evaluates it on environments apart.
 
     Args:
@@ -34,7 +32,7 @@ class Experience(LightningDataModule, ABC, Generic[Env]):
 
     def __init__(
         self,
-        env: Callable[[], Env],
+        env: Callable[[], BatchedEnv],
         *,
         batches_per_epoch: int = 10,
         eval_envs: int = 128,
@@ -48,7 +46,7 @@ class Experience(LightningDataModule, ABC, Generic[Env]):
                 raise ValueError(f"data.{key} is {value}; it must be at least 1")
         if eval_mode not in ("deterministic", "sampled"):
             raise ValueError(f"data.eval_mode is {eval_mode!r}; it must be 'deterministic' or 'sampled'")
-        self.make_env: Callable[..., Env] = env  # its arguments may be given anew, by keyword
+        self.make_env: Callable[..., BatchedEnv] = env  # its arguments may be given anew, by keyword
         self.batches_per_epoch, self.eval_envs, self.seed = batches_per_epoch, eval_envs, seed
         self.eval_mode, self.eval_seed = eval_mode, eval_seed
 

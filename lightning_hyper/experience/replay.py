@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import Bounded
 
-from lightning_hyper.envs import EpisodeEnv
+from lightning_hyper.envs import BatchedEnv, EpisodeEnv
 from lightning_hyper.experience.base import Collection, Experience
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch, Seen
 from lightning_hyper.modules import ReturnScale
@@ -39,7 +39,7 @@ class Replayed:
     prioritize: Callable[[Tensor, Tensor], None] | None
 
 
-class Replay(Experience[EpisodeEnv]):
+class Replay(Experience):
     """Collects `steps` frames from each environment per batch into a replay buffer, and hands out minibatches.
 
     Nothing is learned during the first `warmup_frames`, whose actions are uniformly random.
@@ -61,7 +61,7 @@ class Replay(Experience[EpisodeEnv]):
 
     def __init__(
         self,
-        env: Callable[[], EpisodeEnv],
+        env: Callable[[], BatchedEnv],
         *,
         steps: int = 1,
         capacity: int = 1_000_000,
@@ -110,6 +110,11 @@ class Replay(Experience[EpisodeEnv]):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if not isinstance(self.env, EpisodeEnv):
+            raise ValueError(
+                f"data.env: {type(self.env).__name__} steps trials; Replay takes environments of one task, such as "
+                "HalfCheetah"
+            )
         assert self.trainer is not None
         ranks = self.trainer.world_size
         if self.batch_size % ranks:
@@ -288,7 +293,7 @@ class ReplayedFrames:
             self.reward_scale.load_state_dict(state["reward_scale"])
 
 
-def first_episodes(env: EpisodeEnv, policy: TensorDictModuleBase) -> TensorDict:
+def first_episodes(env: BatchedEnv, policy: TensorDictModuleBase) -> TensorDict:
     """The first whole episode of each environment: `episode_return` and `step_count` at its end, `[num_envs, 1]`."""
     step = env.reset()
     over = torch.zeros(*env.batch_size, 1, dtype=torch.bool, device=env.device)

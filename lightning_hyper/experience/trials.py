@@ -9,11 +9,11 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
-from lightning_hyper.envs import TrialEnv
+from lightning_hyper.envs import BatchedEnv, TrialEnv
 from lightning_hyper.experience.base import Collection, Experience
 
 
-class TrialRollouts(Experience[TrialEnv]):
+class TrialRollouts(Experience):
     """Collects `steps` frames from each of the environment's trials per batch, with the module's own policy.
 
     A batch is a TensorDict `[num_envs]` with entries `[num_envs, time, ...]`: what the environment shows, what the
@@ -26,13 +26,21 @@ class TrialRollouts(Experience[TrialEnv]):
         steps: frames of each environment in a batch; null for one whole trial. The hidden state crosses batches.
     """
 
-    def __init__(self, env: Callable[[], TrialEnv], *, steps: int | None = None, **options: Any) -> None:
+    def __init__(self, env: Callable[[], BatchedEnv], *, steps: int | None = None, **options: Any) -> None:
         super().__init__(env, **options)
         if steps is not None and steps < 1:
             raise ValueError(f"data.steps is {steps}; it must be at least 1")
         self._steps = steps
         self._rollouts: Rollouts | None = None
         self._restored: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not isinstance(self.env, TrialEnv):
+            raise ValueError(
+                f"data.env: {type(self.env).__name__} has no trials; TrialRollouts takes environments of many tasks, "
+                "such as GridNavi"
+            )
 
     @property
     def steps(self) -> int:
@@ -66,7 +74,7 @@ class Rollouts(Collection):
         batches: length of one pass.
     """
 
-    def __init__(self, env: TrialEnv, policy: TensorDictModuleBase, steps: int, batches: int) -> None:
+    def __init__(self, env: BatchedEnv, policy: TensorDictModuleBase, steps: int, batches: int) -> None:
         super().__init__(env, policy, steps)
         self.batches = batches
 
@@ -88,7 +96,7 @@ class Rollouts(Collection):
         return batch
 
 
-def whole_trials(env: TrialEnv, policy: TensorDictModuleBase) -> TensorDict:
+def whole_trials(env: BatchedEnv, policy: TensorDictModuleBase) -> TensorDict:
     """One whole trial in each environment, entries `[num_envs, time, ...]`."""
     batch = cast(TensorDict, env.rollout(env.horizon, policy, break_when_any_done=False))
     batch.batch_size = batch.batch_size[:1]

@@ -79,7 +79,7 @@ class ProgressBar(Base):
             clock = pl_module.clock
             returns = _returns(trainer, self._evaluated)
             budget = f"/{clock.budget:,}" if clock.budget else ""
-            print(f"frames {clock.frames:,}{budget}  {rate / 1000:.1f}k frames/s  {returns}", flush=True)
+            print(f"frames {clock.frames:,}{budget}  {rate:,.0f} frames/s  {returns}", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

@@ -28,7 +28,7 @@ def ours(recipe, frames, threads=1, *options):
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "lightning_hyper", "fit", "-c", recipe, "--frames", str(frames), *options]
         lines = run(command, threads, folder).splitlines()
-    return float(re.search(r"([\d.]+)k frames/s", lines[-1]).group(1)) * 1000
+    return float(re.search(r"([\d,]+) frames/s", lines[-1]).group(1).replace(",", ""))
 
 
 def floor(method, frames):

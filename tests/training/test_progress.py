@@ -100,7 +100,7 @@ def test_without_a_terminal_there_is_one_line_an_epoch(capsys):
     assert [line.split("  ")[2:] for line in lines] == [["train/return 12.00", "eval/return 12.90"]] * 2
     assert "\r" not in out
     # 300 frames in at least 0.33 s, and the 200 of an earlier session don't count
-    rates = [float(re.search(r"([\d.]+)k frames/s", line)[1]) for line in lines]
+    rates = [float(re.search(r"([\d,]+) frames/s", line)[1].replace(",", "")) / 1000 for line in lines]
     assert all(0.2 <= rate <= 0.9 for rate in rates)
 
 
