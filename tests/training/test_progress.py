@@ -27,6 +27,9 @@ class Tiny(Algorithm):
     def learn(self, batch):
         return []
 
+    def returns(self, batch, prefix):
+        return {}
+
     def configure_model(self):
         pass
 
