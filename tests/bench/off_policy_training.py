@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from gridnavi_training import HERE, run, show
 
-FRAMES, WARM_UP = 3_000, 1_000
+FRAMES, WARM_UP = 2_000, 1_000
 
 
 def ours(name, size, threads=1, *options):
