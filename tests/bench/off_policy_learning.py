@@ -1,0 +1,64 @@
+"""What Stable-Baselines3 learns with the hyperparameters and frames of a shipped recipe of TD3 or SAC.
+
+`python off_policy_learning.py building_blocks/pendulum_td3 0` prints the return of 20 episodes of the most likely
+actions after training with seed 0. The recipe itself is trained by `lightning-hyper sweep`.
+"""
+
+import os
+import sys
+import warnings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+
+from lightning_hyper import recipes
+
+IDS = {"Pendulum": "Pendulum-v1"}
+
+
+def main(recipe, seed):
+    torch.set_num_threads(1)
+    given = recipes.resolve([recipe])
+    data, model = given["data"]["init_args"], given["model"]["init_args"]
+    if model["actor_lr"] != model["critic_lr"]:
+        sys.exit("Stable-Baselines3 has one learning rate for all")
+    task = given["environment"]
+
+    def env():
+        return Monitor(gymnasium.make(IDS.get(task, f"{task}-v5")))
+
+    common = {
+        "learning_rate": model["critic_lr"],
+        "batch_size": data["batch_size"],
+        "buffer_size": min(data["capacity"], given["frames"]),
+        "learning_starts": data["warmup_frames"],
+        "gamma": model["gamma"],
+        "tau": model["tau"],
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "policy_kwargs": {"net_arch": model["actor"]["init_args"]["hidden"]},
+        "seed": seed,
+        "device": "cpu",
+    }
+    if given["model"]["class_path"] == "TD3":
+        size = env().action_space.shape
+        noise = NormalActionNoise(np.zeros(size), model["exploration_noise"] * np.ones(size))
+        learner = TD3("MlpPolicy", env(), action_noise=noise, **common)
+    else:
+        learner = SAC("MlpPolicy", env(), ent_coef=model["alpha"], **common)
+    learner.learn(given["frames"])
+    mean, _ = evaluate_policy(learner, env(), n_eval_episodes=20)
+    print(f"{recipe} seed {seed} frames {given['frames']} return {mean:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(sys.argv[1], int(sys.argv[2]))
