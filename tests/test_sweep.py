@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,14 @@ def start_in_background(lab: Lab, experiment: str, *overrides: str, patience: fl
         f"sys.exit(sweep([{lab.recipe!r}], [0, 1, 2], 2, {experiment!r}, {str(lab.root)!r}, child={lab.child!r},"
         f" patience={patience}, overrides=['--pause', '0.5', '--steps', '100', *{list(overrides)!r}]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in its background has them, and so their children, ignore an interrupt.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     logs = [lab.root / experiment / f"rnn-seed{seed}" / "log.txt" for seed in (0, 1)]
     deadline = time.monotonic() + 60
     while not all(log.exists() and "frames" in log.read_text() for log in logs):
