@@ -1,6 +1,6 @@
 """What Stable-Baselines3 learns with the hyperparameters and frames of a shipped recipe of TD3 or SAC.
 
-`python off_policy_learning.py building_blocks/pendulum_td3 0` prints the return of 20 episodes of the most likely
+`python off_policy_learning.py building_blocks/pendulum_td3 0` prints the return of 100 episodes of the most likely
 actions after training with seed 0. The recipe itself is trained by `lightning-hyper sweep`.
 """
 
@@ -55,7 +55,7 @@ def main(recipe, seed):
     else:
         learner = SAC("MlpPolicy", env(), ent_coef=model["alpha"], **common)
     learner.learn(given["frames"])
-    mean, _ = evaluate_policy(learner, env(), n_eval_episodes=20)
+    mean, _ = evaluate_policy(learner, env(), n_eval_episodes=100)
     print(f"{recipe} seed {seed} frames {given['frames']} return {mean:.2f}", flush=True)
 
 
