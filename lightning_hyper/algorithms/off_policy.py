@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
@@ -50,7 +50,7 @@ class OffPolicy(Algorithm):
         normalize_observation: bool = False,
         compile: bool = False,  # noqa: A002
         max_grad_norm: float | None = None,
-        lr_schedule: str = "constant",
+        lr_schedule: Literal["constant", "linear"] = "constant",
     ) -> None:
         super().__init__(max_grad_norm=max_grad_norm, lr_schedule=lr_schedule)
         for key, value in (("actor_lr", actor_lr), ("critic_lr", critic_lr)):
@@ -64,10 +64,8 @@ class OffPolicy(Algorithm):
         self.normalize_observation = normalize_observation
         self._critic_loss_of, self._actor_loss_of = self.critic_loss, self.actor_loss
         if compile:
-            self._critic_loss_of, self._actor_loss_of = (
-                torch.compile(self.critic_loss),
-                torch.compile(self.actor_loss),
-            )
+            self._critic_loss_of = torch.compile(self.critic_loss)
+            self._actor_loss_of = torch.compile(self.actor_loss)
 
     # What a subclass supplies.
 
@@ -141,11 +139,8 @@ class OffPolicy(Algorithm):
 
     def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
         """Mean undiscounted return and length of the episodes that end in a batch (of all ranks)."""
-        if "next" in batch.keys():  # noqa: SIM118
-            done, batch = batch["next", "done"], batch["next"]
-        else:
-            done = torch.ones_like(batch["step_count"], dtype=torch.bool)
-        total, frames = batch["episode_return"][done].double(), batch["step_count"][done].double()
+        after, done = batch["next"], batch["next", "done"]
+        total, frames = after["episode_return"][done].double(), after["step_count"][done].double()
         sums = sum_over_ranks(torch.stack([total.sum(), frames.sum(), done.sum().double()])).cpu()
         if not sums[2]:
             return {}

@@ -97,4 +97,4 @@ class TD3(OffPolicy):
 
     def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
         state = minibatch["observation"]
-        return (-self.critics.value(state, torch.tanh(self.agent.network(state))).mean(),)
+        return (-self.critics.value(state, self.agent.mode(state)).mean(),)

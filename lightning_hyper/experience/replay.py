@@ -181,7 +181,9 @@ class Replay(Experience):
         return CompactReplayBuffer.row(carried["observation"][first], carried["action"][first])
 
     def evaluate(self) -> TensorDict:
-        return first_episodes(self.eval_env, self.policy)
+        ends = first_episodes(self.eval_env, self.policy)
+        done = torch.ones_like(ends["step_count"], dtype=torch.bool)
+        return TensorDict({"next": ends.set("done", done)}, batch_size=ends.batch_size)
 
     def collection_state(self) -> dict[str, Any]:
         return self._frames.state_dict() if self._frames is not None else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from lightning_hyper.modules.agent import ConditionalFactory
 from lightning_hyper.modules.spaces import Spaces
 
 Order = Literal["SA", "AS", "constant"]
-ORDERS = ("SA", "AS", "constant")
 CONSTANT_FEATURES = 5
 
 
@@ -37,8 +36,8 @@ class TwinCritic(nn.Module):
         self, spaces: Spaces, network: ConditionalFactory, *, order: Order = "SA", shared_trunk: bool = False
     ) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ValueError(f"model.order is {order!r}; choose one of {', '.join(ORDERS)}")
+        if order not in get_args(Order):
+            raise ValueError(f"model.order is {order!r}; choose one of {', '.join(get_args(Order))}")
         self.order = order
         state, action = spaces.observation, spaces.actions
         inputs, context = {
