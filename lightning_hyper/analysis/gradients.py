@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from lightning_hyper.envs import BatchedEnv, MuJoCo
+from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.modules.policies import BoundedPolicy
 
 Minibatch = TypeVar("Minibatch")
@@ -206,7 +206,7 @@ def _returns(env: BatchedEnv, policy: BoundedPolicy, first: Tensor, horizon: int
     total = torch.zeros(len(first), dtype=torch.float64)
     alive = torch.ones(len(first), dtype=torch.bool)
     for frame in range(horizon):
-        observation, reward, terminated = _advance(env, action)
+        observation, reward, terminated = env.advance(action)
         # Not a product: what a simulator says after its end may not be a number.
         total += torch.where(alive, gamma**frame * reward.double(), 0.0)
         alive &= ~terminated
@@ -214,16 +214,6 @@ def _returns(env: BatchedEnv, policy: BoundedPolicy, first: Tensor, horizon: int
             break
         action = most_likely(policy, observation)
     return total
-
-
-def _advance(env: Any, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Observation `[num_envs, features]`, reward and terminated `[num_envs]` after one frame."""
-    if isinstance(env, MuJoCo):  # a simulator speaks NumPy, other environments tensors
-        observation, reward, terminated = (torch.from_numpy(x) for x in env.advance(action.numpy()))
-        return observation, reward, terminated
-    observation, reward, *ends = env.advance(action)
-    reward = reward.reshape(-1)
-    return observation, reward, ends[0].reshape(-1) if ends else torch.zeros_like(reward, dtype=torch.bool)
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,47 +110,47 @@ class MuJoCo(EpisodeEnv):
 
     def rate(self, name: str, columns: int | slice) -> Floats:
         """Mean change per second of a reading's columns over the last frame, `[num_envs, columns]`."""
-        moved: Floats = self.now[name][:, columns] - self.before[name][:, columns]
-        return moved / self.seconds
+        return (self.now[name][:, columns] - self.before[name][:, columns]) / self.seconds
 
     def _uniform(self, count: int, size: int, bound: float) -> Floats:
         unit = torch.rand(count, size, generator=self.generator, dtype=torch.float64)
-        drawn: Floats = unit.numpy() * (2 * bound) - bound
-        return drawn
+        return unit.numpy() * (2 * bound) - bound
 
     def _normal(self, count: int, size: int, std: float) -> Floats:
-        unit = torch.randn(count, size, generator=self.generator, dtype=torch.float64)
-        drawn: Floats = unit.numpy() * std
-        return drawn
+        return torch.randn(count, size, generator=self.generator, dtype=torch.float64).numpy() * std
 
-    def advance(
-        self, action: NDArray[np.floating[Any]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    def advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One frame of every simulator, without resets or a limit of frames.
 
         Args:
             action: `[num_envs, actions]`; the simulator clips it to the actuators' ranges, the reward sees it as it is.
 
         Returns:
-            observation `[num_envs, features]`, reward `[num_envs]` and terminated `[num_envs]`, in arrays of their own.
+            observation `[num_envs, features]`, reward `[num_envs]` and terminated `[num_envs]`.
 
         Raises:
             ValueError: an action of another shape.
         """
+        arrays = self._advance(action.detach().cpu().numpy())
+        observation, reward, terminated = (torch.from_numpy(array).to(self.device) for array in arrays)
+        return observation, reward, terminated
+
+    def _advance(
+        self, action: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        # In NumPy, as a step of one simulator is short enough to be slowed by conversions.
         if action.shape != (expected := (len(self.models), self.models[0].nu)):
             raise ValueError(f"{type(self).__name__}: the action has shape {action.shape}; it must be {expected}")
         torque = action.astype(np.float64)
         for control, row in zip(self._controls, torque, strict=True):
             control[:] = row
-        if self._pool is None:
-            self._simulate(deque(self._simulators))
-        else:
-            # One queue for all threads: whoever is free takes the next simulator, so that none waits for a slow one.
-            waiting = deque(self._simulators)
-            helpers = [self._pool.submit(self._simulate, waiting) for _ in range(self._helpers)]
-            self._simulate(waiting)
-            for helper in helpers:
-                helper.result()
+        # One iterator for all threads: whoever is free takes the next simulator, so that none waits for a slow one.
+        # Under the interpreter's lock none is taken twice.
+        waiting = iter(self._simulators)
+        helpers = [self._pool.submit(self._simulate, waiting) for _ in range(self._helpers)] if self._pool else []
+        self._simulate(waiting)
+        for helper in helpers:
+            helper.result()
         # In place, as setting an attribute of an environment takes TorchRL microseconds.
         self.before.update(self.now)
         self.now.update(self._read())
@@ -159,16 +158,12 @@ class MuJoCo(EpisodeEnv):
         reward = self.reward(torque, terminated)
         return self.observation().astype(np.float32), reward.astype(np.float32), terminated
 
-    def _simulate(self, waiting: deque[tuple[Any, Any]]) -> None:
+    def _simulate(self, waiting: Iterator[tuple[Any, Any]]) -> None:
         # `mj_step` lets go of the interpreter's lock, so threads overlap.
-        step, frames, take = mujoco.mj_step, self.frame_skip, waiting.popleft
+        step, frames = mujoco.mj_step, self.frame_skip
         # Contact forces are not part of a step.
         contacts = mujoco.mj_rnePostConstraint if "cfrc_ext" in self.readings else None
-        while True:
-            try:
-                model, data = take()
-            except IndexError:
-                return
+        for model, data in waiting:
             step(model, data, frames)
             if contacts is not None:
                 contacts(model, data)
@@ -213,7 +208,7 @@ class MuJoCo(EpisodeEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action: Tensor = tensordict.get("action")
-        observation, reward, ended = self.advance(action.detach().cpu().numpy())
+        observation, reward, ended = self._advance(action.detach().cpu().numpy())
         reward, terminated = reward[:, None], ended[:, None]
         np.add(self._steps, 1, out=self._steps)
         np.add(self._returns, reward, out=self._returns)
@@ -384,12 +379,11 @@ class InvertedDoublePendulum(MuJoCo):
     def reward(self, action: Floats, terminated: NDArray[np.bool_]) -> Floats:
         x, y = self.now["site_xpos"][:, 0], self.now["site_xpos"][:, 2]
         first, second = self.now["qvel"][:, 1], self.now["qvel"][:, 2]
-        lost: Floats = 0.01 * x**2 + (y - 2) ** 2 + 1e-3 * first**2 + 5e-3 * second**2
+        lost = 0.01 * x**2 + (y - 2) ** 2 + 1e-3 * first**2 + 5e-3 * second**2
         return 10.0 * ~terminated - lost
 
     def terminated(self) -> NDArray[np.bool_]:
-        low: NDArray[np.bool_] = self.now["site_xpos"][:, 2] <= 1
-        return low
+        return self.now["site_xpos"][:, 2] <= 1
 
 
 class Reacher(MuJoCo):

@@ -44,8 +44,12 @@ class Pendulum(EpisodeEnv):
         """What is shown now, `[num_envs, 3]`, float32."""
         return torch.cat((self._angle.cos(), self._angle.sin(), self._velocity), -1).float()
 
-    def advance(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """One frame under torques `[num_envs, 1]`: observation `[num_envs, 3]` and reward `[num_envs, 1]`."""
+    def advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame under torques `[num_envs, 1]`, without resets or a limit of frames.
+
+        Returns:
+            observation `[num_envs, 3]`, reward `[num_envs]` and terminated `[num_envs]`, which is always false.
+        """
         torque = action.detach().double().clamp(-self.TORQUE, self.TORQUE)
         angle, velocity = self._angle, self._velocity
         from_upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
@@ -53,7 +57,8 @@ class Pendulum(EpisodeEnv):
         acceleration = 1.5 * self.GRAVITY * angle.sin() + 3 * torque
         self._velocity = (velocity + acceleration * self.SECONDS).clamp(-self.SPEED, self.SPEED)
         self._angle = angle + self._velocity * self.SECONDS
-        return self.observation(), reward.float()
+        terminated = torch.zeros(len(reward), dtype=torch.bool, device=self.device)
+        return self.observation(), reward.float().squeeze(-1), terminated
 
     def qpos(self) -> Tensor:
         """Angles from upright now, `[num_envs, 1]`, rad, not wrapped."""
@@ -80,12 +85,14 @@ class Pendulum(EpisodeEnv):
         return self._give(self.observation(), {})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation, reward = self.advance(tensordict.get("action"))
+        observation, reward, terminated = self.advance(tensordict.get("action"))
+        reward, terminated = reward[:, None], terminated[:, None]
         self._steps = self._steps + 1
         self._returns = self._returns + reward
         done = self._steps >= self.horizon
-        ends = {"done": done, "terminated": torch.zeros_like(done), "truncated": done.clone()}
-        return self._give(observation, {"reward": reward, **ends})
+        return self._give(
+            observation, {"reward": reward, "done": done, "terminated": terminated, "truncated": done.clone()}
+        )
 
     def _give(self, observation: Tensor, more: dict[str, Tensor]) -> TensorDictBase:
         entries = {

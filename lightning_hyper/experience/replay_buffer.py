@@ -195,12 +195,19 @@ class CompactReplayBuffer:
             "ends": self._ends.state_dict(),
             "frames": {key: self._plain(entry, count) for key, entry in self._frames.items()} if count else {},
         }
+        if self.prioritized is not None:
+            # TorchRL's own `dumps` and `loads` go through the capacity in a Python loop.
+            sampler = self._buffer.sampler.state_dict()
+            priorities = sampler.pop("_sum_tree")[self._rows(count)]
+            del sampler["_min_tree"]  # of stored frames it holds the same priorities
+            state |= {"sampler": sampler, "priorities": priorities}
         try:
             torch.save(state, folder / "frames.pt")
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise OSError(f"cannot write {folder / 'frames.pt'}: {error}") from error
-        if self.prioritized is not None and count:  # TorchRL's sampler has nothing that it can write before
-            self._buffer.sampler.dumps(folder / "priorities")
+
+    def _rows(self, count: int) -> Tensor:
+        return torch.arange(count, device=self._buffer.sampler.device)
 
     def _plain(self, entry: Tensor, count: int) -> Tensor:
         entry = entry.as_subclass(Tensor).cpu()
@@ -231,6 +238,8 @@ class CompactReplayBuffer:
                 raise ReplayBufferError(
                     f"ckpt_path: the replay buffer {path} has {key} {state[key]}, not {getattr(self, key)}"
                 )
+        if self.prioritized is not None and "priorities" not in state:
+            raise ReplayBufferError(f"ckpt_path: the replay buffer {path} holds no priorities; sample uniformly")
         if state["frames"]:
             count = len(state["frames"]["reward"])
             self._buffer.extend(TensorDict(state["frames"], batch_size=[count]))
@@ -238,10 +247,10 @@ class CompactReplayBuffer:
         self._newest = state["newest"]
         self._ends.load_state_dict(state["ends"])
         if self.prioritized is not None and state["frames"]:
-            try:
-                self._buffer.sampler.loads(folder / "priorities")
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ReplayBufferError(f"ckpt_path: {folder / 'priorities'} cannot be read ({error})") from error
+            sampler = self._buffer.sampler.state_dict() | state["sampler"]
+            for tree in (sampler["_sum_tree"], sampler["_min_tree"]):
+                tree[self._rows(len(self))] = state["priorities"]
+            self._buffer.sampler.load_state_dict(sampler)
 
 
 class _Ends:

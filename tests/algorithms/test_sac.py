@@ -1,6 +1,5 @@
 """SAC learns what Stable-Baselines3's does, with a fixed and with a tuned entropy coefficient."""
 
-import copy
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import nn
 
 from lightning_hyper.algorithms import SAC
 from lightning_hyper.experience.replay import Replayed
@@ -61,85 +59,30 @@ def learn(model, minibatches):
 # --- Against Stable-Baselines3 --------------------------------------------------------------------------------------
 
 
-class Borrowed(nn.Module):
-    """Our critics as Stable-Baselines3 calls its own."""
-
-    def __init__(self, critics, lr):
-        super().__init__()
-        self.critics = copy.deepcopy(critics).requires_grad_(True)
-        self.optimizer = torch.optim.SGD(self.critics.parameters(), lr=lr)
-
-    def forward(self, observation, action):
-        return tuple(value.unsqueeze(-1) for value in self.critics(observation, action))
-
-
-def linears(network):
-    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-
-
-def copy_linears(ours, theirs):
-    with torch.no_grad():
-        for a, b in zip(linears(ours), linears(theirs), strict=True):
-            b.weight.copy_(a.weight)
-            b.bias.copy_(a.bias)
-
-
 def halves(layer):
     """A layer of means and log deviations as two, which is how Stable-Baselines3 has them."""
     return layer.weight.chunk(2), layer.bias.chunk(2)
 
 
-def peer(model, spaces, lr=1.0, **options):
-    """Stable-Baselines3's SAC with our weights, and plain SGD for all that it optimises."""
-    gym = pytest.importorskip("gymnasium")
-    sb3 = pytest.importorskip("stable_baselines3")
-    import numpy as np
-
-    class Env(gym.Env):
-        observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        action_space = gym.spaces.Box(np.float32(spaces.low), np.float32(spaces.high))
-
-    theirs = sb3.SAC(
-        "MlpPolicy", Env(), learning_rate=lr, buffer_size=1, gamma=model.gamma, tau=model.tau, device="cpu",
-        policy_kwargs={"net_arch": {"pi": [6, 5], "qf": [8, 7]}, "optimizer_class": torch.optim.SGD}, **options,
-    )  # fmt: skip
-    theirs.recorded = {}
-    theirs._logger = SimpleNamespace(record=lambda key, value, **_: theirs.recorded.update({key: value}))
-    theirs.actor.action_dist.epsilon = 0.0  # it adds 1e-6 to the density's denominator; ours has no need to
-    if theirs.ent_coef_optimizer is not None:
-        theirs.ent_coef_optimizer = torch.optim.SGD([theirs.log_ent_coef], lr=lr)
-    network = model.agent.network
-    copy_linears(network.body, theirs.actor.latent_pi)
-    with torch.no_grad():
-        for k, layer in enumerate((theirs.actor.mu, theirs.actor.log_std)):
-            weights, biases = halves(network.head)
-            layer.weight.copy_(weights[k])
-            layer.bias.copy_(biases[k])
-    if isinstance(model.critics.first, Concat):
-        for ours, other in ((model.critics, theirs.critic), (model.target_critics, theirs.critic_target)):
-            copy_linears(ours.first, other.qf0)
-            copy_linears(ours.second, other.qf1)
-    else:
-        theirs.critic, theirs.critic_target = Borrowed(model.critics, lr), Borrowed(model.target_critics, lr)
-    return theirs
+def policies(model, theirs):
+    weights, biases = halves(model.agent.network.head)
+    return [
+        *zip(model.agent.network.body.parameters(), theirs.actor.latent_pi.parameters(), strict=True),
+        *zip(weights, (theirs.actor.mu.weight, theirs.actor.log_std.weight), strict=True),
+        *zip(biases, (theirs.actor.mu.bias, theirs.actor.log_std.bias), strict=True),
+    ]
 
 
-def feed(theirs, minibatches, gamma, spaces):
-    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+@pytest.fixture
+def sac_peer(peer):
+    def make(model, spaces, lr=1.0, **options):
+        theirs = peer(model, spaces, policies, lr, **options)
+        theirs.algorithm.actor.action_dist.epsilon = 0.0  # added to the density's denominator; ours has no need to
+        if theirs.algorithm.ent_coef_optimizer is not None:
+            theirs.algorithm.ent_coef_optimizer = torch.optim.SGD([theirs.algorithm.log_ent_coef], lr=lr)
+        return theirs
 
-    low, high = torch.tensor(spaces.low), torch.tensor(spaces.high)
-    samples = iter(
-        ReplayBufferSamples(
-            observations=m["observation"],
-            actions=2 * (m["action"] - low) / (high - low) - 1,
-            next_observations=m["next_observation"],
-            dones=m["terminated"].float().unsqueeze(-1),
-            rewards=torch.stack([sum(gamma**k * r[k] for k in range(len(r))) for r in m["reward"]]).unsqueeze(-1),
-            discounts=(gamma ** m["steps"].float()).unsqueeze(-1),
-        )
-        for m in minibatches
-    )
-    theirs.replay_buffer = SimpleNamespace(sample=lambda *_, **__: next(samples))
+    return make
 
 
 def share_noise(monkeypatch, updates, size=32):
@@ -148,26 +91,6 @@ def share_noise(monkeypatch, updates, size=32):
     ours, theirs = iter(noise.flatten(0, 1)), iter(noise.flip(1).flatten(0, 1))
     monkeypatch.setattr(torch, "randn_like", lambda _: next(ours))
     monkeypatch.setattr(torch.distributions.normal, "_standard_normal", lambda *_, **__: next(theirs))
-
-
-def assert_same_networks(model, theirs):
-    if isinstance(theirs.critic, Borrowed):
-        pairs = [
-            *zip(model.critics.parameters(), theirs.critic.parameters(), strict=True),
-            *zip(model.target_critics.parameters(), theirs.critic_target.parameters(), strict=True),
-        ]
-    else:
-        pairs = []
-        for ours, other in ((model.critics, theirs.critic), (model.target_critics, theirs.critic_target)):
-            for a, b in ((ours.first, other.qf0), (ours.second, other.qf1)):
-                pairs += zip(a.parameters(), b.parameters(), strict=True)
-    network, actor = model.agent.network, theirs.actor
-    pairs += zip(network.body.parameters(), actor.latent_pi.parameters(), strict=True)
-    weights, biases = halves(network.head)
-    pairs += [(weights[0], actor.mu.weight), (weights[1], actor.log_std.weight)]
-    pairs += [(biases[0], actor.mu.bias), (biases[1], actor.log_std.bias)]
-    for a, b in pairs:
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tuned", [False, True])
@@ -184,44 +107,42 @@ def assert_same_networks(model, theirs):
     ],
 )
 def test_losses_gradients_alpha_and_targets_equal_stable_baselines(
-    tuned, critic, order, shared_trunk, spaces, n_step, monkeypatch
+    tuned, critic, order, shared_trunk, spaces, n_step, sac_peer, monkeypatch
 ):
     model = algorithm(
         spaces=spaces, critic=critic, order=order, shared_trunk=shared_trunk, gamma=0.9, tau=0.1, alpha=0.3,
         tune_alpha=tuned,
     )  # fmt: skip
-    theirs = peer(model, spaces, ent_coef="auto_0.3" if tuned else 0.3)
+    theirs = sac_peer(model, spaces, ent_coef="auto_0.3" if tuned else 0.3)
     minibatch = drawn(spaces, n_step=n_step)
-    feed(theirs, [minibatch], 0.9, spaces)
     share_noise(monkeypatch, 1)
     (measured,) = learn(model, [minibatch])
-    theirs.train(gradient_steps=1)
+    theirs.train([minibatch])
     assert measured["critic"].item() == pytest.approx(theirs.recorded["train/critic_loss"], abs=1e-5)
     assert measured["actor"].item() == pytest.approx(theirs.recorded["train/actor_loss"], abs=1e-5)
     assert measured["alpha"].item() == pytest.approx(theirs.recorded["train/ent_coef"], abs=1e-6)
-    assert_same_networks(model, theirs)
+    theirs.assert_same_networks()
     if tuned:
         # Their loss of alpha is log alpha times its gradient, which at a rate of 1 is the step.
         step = math.log(0.3) - model.log_alpha.item()
         assert step * math.log(0.3) == pytest.approx(theirs.recorded["train/ent_coef_loss"], abs=1e-5)
-        assert model.log_alpha.item() == pytest.approx(theirs.log_ent_coef.item(), abs=1e-5)
+        assert model.log_alpha.item() == pytest.approx(theirs.algorithm.log_ent_coef.item(), abs=1e-5)
         assert measured["entropy"].item() == pytest.approx(step - 2, abs=1e-5)
     else:
         assert model.log_alpha.item() == pytest.approx(math.log(0.3))
 
 
-def test_four_updates_with_a_tuned_alpha_equal_stable_baselines(monkeypatch):
+def test_four_updates_with_a_tuned_alpha_equal_stable_baselines(sac_peer, monkeypatch):
     model = algorithm(lr=0.05, alpha=0.5, target_entropy=-1.3, order="AS")
-    theirs = peer(model, WIDE, lr=0.05, ent_coef="auto_0.5", target_entropy=-1.3)
+    theirs = sac_peer(model, WIDE, lr=0.05, ent_coef="auto_0.5", target_entropy=-1.3)
     minibatches = [drawn() for _ in range(4)]
-    feed(theirs, minibatches, model.gamma, WIDE)
     share_noise(monkeypatch, 4)
     measured = learn(model, minibatches)
-    theirs.train(gradient_steps=4)
+    theirs.train(minibatches)
     mean = torch.stack([m["critic"] for m in measured]).mean().item()
     assert mean == pytest.approx(theirs.recorded["train/critic_loss"], rel=1e-5)
-    assert_same_networks(model, theirs)
-    assert model.log_alpha.item() == pytest.approx(theirs.log_ent_coef.item(), abs=1e-5)
+    theirs.assert_same_networks()
+    assert model.log_alpha.item() == pytest.approx(theirs.algorithm.log_ent_coef.item(), abs=1e-5)
 
 
 # --- Alpha ----------------------------------------------------------------------------------------------------------

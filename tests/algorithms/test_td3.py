@@ -73,96 +73,11 @@ def replayed(minibatches, prioritize=None):
 # --- Against Stable-Baselines3 --------------------------------------------------------------------------------------
 
 
-class Borrowed(nn.Module):
-    """Our critics as Stable-Baselines3 calls its own."""
-
-    def __init__(self, critics):
-        super().__init__()
-        self.critics = copy.deepcopy(critics).requires_grad_(True)
-        self.optimizer = torch.optim.SGD(self.critics.parameters(), lr=1.0)
-
-    def forward(self, observation, action):
-        return tuple(value.unsqueeze(-1) for value in self.critics(observation, action))
-
-    def q1_forward(self, observation, action):
-        return self.critics.value(observation, action).unsqueeze(-1)
-
-
-def linears(network):
-    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-
-
-def copy_linears(ours, theirs, columns=None):
-    """Weights of plain networks, layer by layer; `columns` puts the inputs of the first in the other's order."""
-    with torch.no_grad():
-        for k, (a, b) in enumerate(zip(linears(ours), linears(theirs), strict=True)):
-            b.weight.copy_(a.weight if k or columns is None else a.weight[:, columns])
-            b.bias.copy_(a.bias)
-
-
-def peer(model, spaces, lr=1.0, **options):
-    """Stable-Baselines3's TD3 with our weights, and plain SGD for all that it optimises."""
-    gym = pytest.importorskip("gymnasium")
-    sb3 = pytest.importorskip("stable_baselines3")
-    import numpy as np
-
-    class Env(gym.Env):
-        observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        action_space = gym.spaces.Box(np.float32(spaces.low), np.float32(spaces.high))
-
-    theirs = sb3.TD3(
-        "MlpPolicy", Env(), learning_rate=lr, buffer_size=1, gamma=model.gamma, tau=model.tau, device="cpu",
-        policy_kwargs={"net_arch": {"pi": [6, 5], "qf": [8, 7]}, "optimizer_class": torch.optim.SGD}, **options,
-    )  # fmt: skip
-    recorded = {}
-    theirs._logger = SimpleNamespace(record=lambda key, value, **_: recorded.update({key: value}))
-    copy_linears(model.agent.network, theirs.actor)
-    copy_linears(model.target_agent, theirs.actor_target)
-    if isinstance(model.critics.first, Concat):
-        columns = [2, 3, 4, 0, 1] if model.order == "SA" else None  # theirs sees the state first
-        for ours, other in ((model.critics, theirs.critic), (model.target_critics, theirs.critic_target)):
-            copy_linears(ours.first, other.qf0, columns)
-            copy_linears(ours.second, other.qf1, columns)
-    else:
-        theirs.critic, theirs.critic_target = Borrowed(model.critics), Borrowed(model.target_critics)
-    return theirs, recorded
-
-
-def feed(theirs, minibatches, gamma, spaces):
-    from stable_baselines3.common.type_aliases import ReplayBufferSamples
-
-    low, high = torch.tensor(spaces.low), torch.tensor(spaces.high)
-    samples = iter(  # its buffer stores actions scaled to [-1, 1]
-        ReplayBufferSamples(
-            observations=m["observation"],
-            actions=2 * (m["action"] - low) / (high - low) - 1,
-            next_observations=m["next_observation"],
-            dones=m["terminated"].float().unsqueeze(-1),
-            rewards=torch.stack([sum(gamma**k * r[k] for k in range(len(r))) for r in m["reward"]]).unsqueeze(-1),
-            discounts=(gamma ** m["steps"].float()).unsqueeze(-1),
-        )
-        for m in minibatches
-    )
-    theirs.replay_buffer = SimpleNamespace(sample=lambda *_, **__: next(samples))
-
-
-def assert_same_networks(model, theirs):
-    if isinstance(theirs.critic, Borrowed):
-        pairs = [(model.critics, theirs.critic.critics), (model.target_critics, theirs.critic_target.critics)]
-        pairs += [(model.agent.network, theirs.actor), (model.target_agent, theirs.actor_target)]
-        for ours, other in pairs:
-            for a, b in zip(ours.parameters(), other.parameters(), strict=True):
-                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-        return
-    expected = copy.deepcopy(model)
-    columns = [3, 4, 0, 1, 2] if model.order == "SA" else None
-    copy_linears(theirs.actor, expected.agent.network)
-    copy_linears(theirs.actor_target, expected.target_agent)
-    for ours, other in ((expected.critics, theirs.critic), (expected.target_critics, theirs.critic_target)):
-        copy_linears(other.qf0, ours.first, columns)
-        copy_linears(other.qf1, ours.second, columns)
-    for (name, a), b in zip(model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+def policies(model, theirs):
+    return [
+        *zip(model.agent.network.parameters(), theirs.actor.parameters(), strict=True),
+        *zip(model.target_agent.parameters(), theirs.actor_target.parameters(), strict=True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -178,36 +93,35 @@ def assert_same_networks(model, theirs):
         (HYPER, "constant", True, WIDE, 1),
     ],
 )
-def test_losses_gradients_and_targets_equal_stable_baselines(critic, order, shared_trunk, spaces, n_step):
+def test_losses_gradients_and_targets_equal_stable_baselines(critic, order, shared_trunk, spaces, n_step, peer):
     model = algorithm(
         spaces=spaces, critic=critic, order=order, shared_trunk=shared_trunk, gamma=0.9, tau=0.1, policy_delay=1
     )
-    theirs, recorded = peer(model, spaces, policy_delay=1)
+    theirs = peer(model, spaces, policies, policy_delay=1)
     before = copy.deepcopy(model)
     minibatch = drawn(spaces, n_step=n_step)
-    feed(theirs, [minibatch], 0.9, spaces)
     torch.manual_seed(2)
     (measured,) = model.learn(replayed([minibatch]))
     torch.manual_seed(2)
-    theirs.train(gradient_steps=1)
-    assert measured["critic"].item() == pytest.approx(recorded["train/critic_loss"], abs=1e-5)
-    assert measured["actor"].item() == pytest.approx(recorded["train/actor_loss"], abs=1e-5)
-    assert_same_networks(model, theirs)
+    theirs.train([minibatch])
+    assert measured["critic"].item() == pytest.approx(theirs.recorded["train/critic_loss"], abs=1e-5)
+    assert measured["actor"].item() == pytest.approx(theirs.recorded["train/actor_loss"], abs=1e-5)
+    theirs.assert_same_networks()
     for a, b in zip(before.agent.network.parameters(), model.agent.network.parameters(), strict=True):
         assert not torch.equal(a, b)
 
 
-def test_four_updates_with_delay_equal_stable_baselines():
+def test_four_updates_with_delay_equal_stable_baselines(peer):
     model = algorithm(lr=0.05, target_noise=0.6, target_noise_clip=0.3)
-    theirs, recorded = peer(model, WIDE, lr=0.05, target_policy_noise=0.6, target_noise_clip=0.3)
+    theirs = peer(model, WIDE, policies, lr=0.05, target_policy_noise=0.6, target_noise_clip=0.3)
     minibatches = [drawn() for _ in range(4)]
-    feed(theirs, minibatches, model.gamma, WIDE)
     torch.manual_seed(2)
     measured = model.learn(replayed(minibatches))
     torch.manual_seed(2)
-    theirs.train(gradient_steps=4)
-    assert torch.stack([m["critic"] for m in measured]).mean().item() == pytest.approx(recorded["train/critic_loss"])
-    assert_same_networks(model, theirs)
+    theirs.train(minibatches)
+    mean = torch.stack([m["critic"] for m in measured]).mean().item()
+    assert mean == pytest.approx(theirs.recorded["train/critic_loss"])
+    theirs.assert_same_networks()
 
 
 # --- TD3 ------------------------------------------------------------------------------------------------------------

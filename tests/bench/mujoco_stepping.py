@@ -25,7 +25,7 @@ NUM_ENVS, WINDOWS, SECONDS = 64, 7, 0.4
 def advance(name, threads):
     env = getattr(envs, name)(NUM_ENVS, threads=threads)
     env.reset()
-    actions = np.random.default_rng(0).uniform(-1, 1, (32, *env.action_spec.shape)).astype(np.float32)
+    actions = torch.rand(32, *env.action_spec.shape) * 2 - 1
     return NUM_ENVS, lambda t: env.advance(actions[t % 32])
 
 

@@ -122,7 +122,7 @@ def test_forces_of_contact_are_gymnasiums(name, lowest, start):
     other.set_state(qpos[0], qvel[0])
     forces = []
     for action in actions_for(env, 30)[:, 0].numpy():
-        observation, reward, _ = env.advance(action[None])
+        observation, reward, _ = env.advance(torch.from_numpy(action[None]))
         expected = other.step(action)
         np.testing.assert_allclose(observation[0], expected[0], rtol=1e-6, atol=1e-7)
         assert reward[0] == pytest.approx(expected[1], rel=1e-6)
@@ -140,7 +140,7 @@ def test_set_physics_is_gymnasiums_set_state(name):
     qpos = env.models[0].qpos0 + rng.uniform(-0.05, 0.05, (2, other.model.nq))
     qvel = rng.normal(size=(2, other.model.nv))
     for action in (first, second):
-        observation, reward, terminated = env.advance(action)
+        observation, reward, terminated = env.advance(torch.from_numpy(action))
         expected = other.step(action[1])
         np.testing.assert_allclose(observation[1], expected[0], rtol=1e-6, atol=1e-7)
         assert (reward[1], terminated[1]) == (pytest.approx(expected[1], rel=1e-6), expected[2])
@@ -315,7 +315,7 @@ def test_bad_options_name_the_key(key):
 def test_bad_shapes_are_refused():
     env = HalfCheetah(2)
     with pytest.raises(ValueError, match=r"action has shape \(2, 5\); it must be \(2, 6\)"):
-        env.advance(np.zeros((2, 5)))
+        env.advance(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="qvel has shape"):
         env.set_physics(np.zeros((2, 9)), np.zeros((1, 9)))
 
