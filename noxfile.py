@@ -71,6 +71,12 @@ def recipes(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed, as ratios measured in one run; on a GPU too where there is one."""
     shared(session, "dev,bench")
-    scripts = ("hypernetwork_layer.py", "gridnavi_training.py", "mujoco_stepping.py", "off_policy_training.py")
+    scripts = (
+        "hypernetwork_layer.py",
+        "gridnavi_training.py",
+        "mujoco_stepping.py",
+        "minigrid_stepping.py",
+        "off_policy_training.py",
+    )
     for script in scripts:
         run(session, f"tests/bench/{script}", *session.posargs)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,31 +16,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from lightning_hyper import envs, experience, nn, objectives  # noqa: F401  their classes have short names in recipes
 from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 from lightning_hyper.modules import Spaces
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, cut short, or not one of ours."""
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Contents of a checkpoint, on the CPU; nothing in it is executed.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or foreign.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"ckpt_path: there is no file {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"ckpt_path: {path} is truncated or no checkpoint ({str(error).splitlines()[0]})"
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"recipe", "spaces", "state_dict"} <= checkpoint.keys():
-        raise CheckpointError(f"ckpt_path: {path} was not written by lightning-hyper")
-    return checkpoint
 
 
 def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | None = None) -> Agent:
@@ -98,30 +73,47 @@ class Agent:
         self.reset()
 
     def reset(self, task: Any = None) -> None:
-        """Begin a trial: forget everything. `task` `[task]` or `[num_envs, task]` is for oracle policies only."""
+        """Begin a trial or an episode: forget everything.
+
+        Args:
+            task: `[task]` or `[num_envs, task]`, for oracle policies only; for agents of many tasks the task's id, or
+                one for each environment, needed where several tasks share the mission's text.
+        """
         self._hidden: Tensor | None = None
         self._action: Tensor | None = None
-        self._task = None if task is None else torch.as_tensor(np.asarray(task), dtype=torch.float32)
+        self._name = task if self.spaces.missions else None
+        self._task = None
+        if task is not None and not self.spaces.missions:
+            self._task = torch.as_tensor(np.asarray(task), dtype=torch.float32)
 
     @torch.no_grad()
     def act(self, observation: Any, reward: Any = 0.0, done: Any = False, *, deterministic: bool = True) -> Any:
         """The next action, for one environment or for a batch of them.
 
         Args:
-            observation: `[observation]` or `[num_envs, observation]`.
+            observation: `[observation]` or `[num_envs, observation]`; for agents of many tasks MiniGrid's
+                dictionary of `image` and `mission`.
             reward: of the last step, scalar or `[num_envs]`; ignored at the first step of a trial.
             done: whether the last step ended an episode, scalar or `[num_envs]`; the trial goes on until `reset`.
             deterministic: the most likely action rather than a drawn one.
 
         Raises:
-            ValueError: the observation has other features than the agent was trained with; an oracle has no task.
+            ValueError: the observation has other features, or another mission, than the agent was trained with; an
+                oracle has no task.
         """
-        x = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
-        if x.shape[-1:] != (self.spaces.observation,) or x.ndim > 2:
-            raise ValueError(f"observation is {tuple(x.shape)}; this agent takes [num_envs, {self.spaces.observation}]")
+        shape = self.spaces.image or (self.spaces.observation,)
+        mission = None
+        if self.spaces.missions:
+            mission, observation = self._mission(observation), observation["image"]
+        x = torch.as_tensor(np.asarray(observation))
+        if tuple(x.shape[-len(shape) :]) != shape or not 0 <= x.ndim - len(shape) <= 1:
+            raise ValueError(
+                f"observation is {tuple(x.shape)}; this agent takes [num_envs, {str(shape)[1:].strip(',)')}]"
+            )
         if getattr(self.policy, "uses_task", False) and self._task is None:
             raise ValueError("this agent's context is the task itself: give it with agent.reset(task=...)")
-        single, x = x.ndim == 1, torch.atleast_2d(x)
+        single = x.ndim == len(shape)
+        x = x.float().reshape(-1, *shape)
         n, first = len(x), self._action is None
         action = torch.zeros(n, *(() if self.spaces.discrete else (self.spaces.actions,)))
         step = TensorDict(
@@ -135,6 +127,8 @@ class Agent:
             },
             batch_size=[n],
         )
+        if mission is not None:
+            step["mission"] = mission
         if self._hidden is not None:
             step["hidden"] = self._hidden
         mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
@@ -143,6 +137,24 @@ class Agent:
         self._hidden, self._action = step.get("hidden", None), step["action"]
         chosen = self._action.numpy()
         return chosen[0] if single else chosen
+
+    def _mission(self, observation: Any) -> Tensor:
+        if not isinstance(observation, dict) or not {"image", "mission"} <= observation.keys():
+            raise ValueError("observation: this agent takes MiniGrid's dictionary with `image` and `mission`")
+        texts = np.atleast_1d(np.asarray(observation["mission"], dtype=object))
+        names = np.broadcast_to(np.asarray(self._name, dtype=object), texts.shape)
+        pairs = [
+            (name, text) for name, own in zip(self.spaces.tasks, self.spaces.missions, strict=True) for text in own
+        ]
+        indices = []
+        for name, text in zip(names, texts, strict=True):
+            fitting = [k for k, (task, known) in enumerate(pairs) if known == text and name in (None, task)]
+            if len(fitting) != 1:
+                tasks = ", ".join(dict.fromkeys(pairs[k][0] for k in fitting) or dict.fromkeys(self.spaces.tasks))
+                fault = f"is that of {tasks}: say which with" if fitting else f"is not one of {tasks}; check"
+                raise ValueError(f"the mission {text!r} {fault} agent.reset(task=...)")
+            indices += fitting
+        return torch.tensor(indices)
 
 
 def _column(value: Any, n: int) -> Tensor:

@@ -24,9 +24,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_hyper import envs, experience, nn, objectives, recipes  # noqa: F401  their classes have short names
-from lightning_hyper.agent import Agent, CheckpointError, read_checkpoint
+from lightning_hyper.agent import Agent
 from lightning_hyper.algorithms import Algorithm, NonFiniteLossError
-from lightning_hyper.analysis import gradient_similarity  # noqa: F401  its callback has a short name
+from lightning_hyper.analysis import attention, gradient_similarity  # noqa: F401  their callbacks have short names
+from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 from lightning_hyper.recipes import RecipeError
 from lightning_hyper.tracking import TrackingError
 from lightning_hyper.training.checkpoint import Checkpoints, RunState
@@ -270,11 +271,11 @@ def _picture(command: Command, folder: Path) -> Path | None:
     """What the trained policy does, drawn or filmed; None where there is no picture of it."""
     model, make_env = command.model, command.datamodule.make_env
     agent = Agent(copy.deepcopy(model.policy).cpu(), model.spaces, command.recipe)
-    env = make_env(num_envs=1, device="cpu")
+    env = command.datamodule.env
     if isinstance(env, envs.GridNavi):
         from lightning_hyper.analysis.gridnavi import draw_trial
 
-        draw_trial(agent, env).savefig(folder / "trial.png", dpi=120)
+        draw_trial(agent, make_env(num_envs=1, device="cpu")).savefig(folder / "trial.png", dpi=120)
         return folder / "trial.png"
     frames = command.recipe["video"]
     if frames and isinstance(env, envs.MuJoCo | envs.Pendulum):

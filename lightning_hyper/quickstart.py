@@ -42,9 +42,9 @@ def quickstart(root: str | Path = "runs", overrides: Sequence[str] = ()) -> int:
 
 
 def _show(folders: dict[str, Path], root: str | Path) -> None:
-    from lightning_hyper.agent import read_checkpoint
     from lightning_hyper.analysis.gridnavi import explorer_returns, random_returns, told_returns
     from lightning_hyper.analysis.report import report
+    from lightning_hyper.checkpoint_file import read_checkpoint
     from lightning_hyper.envs import GridNavi
 
     env = GridNavi(1)

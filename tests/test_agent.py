@@ -10,10 +10,11 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import lightning_hyper
-from lightning_hyper.agent import CheckpointError
+from lightning_hyper.checkpoint_file import CheckpointError
 from lightning_hyper.envs import GridNavi
 
 TINY_TD3 = Path(__file__).parent / "tiny_td3.yaml"
+TINY_RETRIEVAL = Path(__file__).parent / "tiny_retrieval.yaml"
 
 
 @pytest.fixture
@@ -44,6 +45,30 @@ def test_plain_loop_takes_the_actions_of_the_trainers_evaluation(trained):
         batch = env.rollout(10, agent.policy, break_when_any_done=False)
     assert actions.tolist() == batch["action"].tolist()
     assert len(np.unique(actions)) > 1
+
+
+def test_a_multi_task_agent_acts_in_minigrids_own_loop(tiny):
+    assert tiny("fit", "--run", "a", recipe=TINY_RETRIEVAL) == 0
+    agent = lightning_hyper.load("runs/tiny/a/checkpoints/last.ckpt")
+    env = gymnasium.make("MiniGrid-DistShift1-v0")
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"is that of MiniGrid-Empty-5x5-v0, MiniGrid-DistShift1-v0: say which"):
+        agent.act(observation)
+    agent.reset(task="MiniGrid-DistShift1-v0")
+    for _ in range(5):
+        action = agent.act(observation)
+        image = torch.as_tensor(observation["image"]).unsqueeze(0)
+        decided = agent.policy.decide(agent.policy.encoder(image), torch.tensor([2]))
+        assert action == agent.policy.policy(decided).mode.item()
+        observation, *_ = env.step(1)
+    batch = {"image": np.stack([observation["image"]] * 2), "mission": [observation["mission"]] * 2}
+    agent.reset(task=["MiniGrid-DistShift1-v0", "MiniGrid-Empty-5x5-v0"])
+    assert agent.act(batch).shape == (2,)
+    agent.reset()
+    with pytest.raises(ValueError, match=r"the mission 'sing' is not one of MiniGrid-Empty-5x5-v0, "):
+        agent.act({**observation, "mission": "sing"})
+    with pytest.raises(ValueError, match=r"dictionary with `image` and `mission`"):
+        agent.act(observation["image"])
 
 
 def test_an_off_policy_agent_acts_in_gymnasiums_own_loop(tiny):

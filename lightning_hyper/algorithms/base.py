@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from lightning_hyper.modules import Spaces
+from lightning_hyper.modules.normalization import sum_over_ranks
 
 
 class NonFiniteLossError(RuntimeError):
@@ -87,6 +88,13 @@ class Algorithm(LightningModule, ABC):
 
     def check(self, num_envs: int, steps: int) -> None:
         """Raise ValueError where the recipe does not fit batches of `num_envs` times `steps` frames."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What exact continuation needs of this rank alone, besides parameters and buffers; plain tensors."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Continue from `rank_state`."""
 
     # What Lightning calls.
 
@@ -188,6 +196,31 @@ def episode_returns(batch: TensorDict, prefix: str) -> dict[str, Tensor]:
     means = sums / trials
     names = [f"{prefix}/episode_{k + 1}" for k in range(episodes)]
     return {f"{prefix}/return": means.sum(), **dict(zip(names, means, strict=True))}
+
+
+def ended_episodes(batch: TensorDict, prefix: str, tasks: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Mean undiscounted return and length of the episodes that end in a batch (of all ranks), and return by task.
+
+    Args:
+        batch: under `next` it has `done`, `episode_return` and `step_count`, all of one shape `[..., 1]`.
+        prefix: goes before the names `return`, `episode_length` and `return/<task>`.
+        tasks: their names, where the batch has the index of a task in `task` `[...]`.
+    """
+    after, done = batch["next"], batch["next", "done"]
+    total, frames = after["episode_return"][done].double(), after["step_count"][done].double()
+    sums = [total.sum(), frames.sum(), done.sum().double()]
+    if tasks:
+        task = batch["task"][done.squeeze(-1)]
+        for weight in (total, torch.ones_like(total)):
+            sums += list(torch.zeros(len(tasks), dtype=total.dtype, device=total.device).index_add_(0, task, weight))
+    ended = sum_over_ranks(torch.stack(sums)).cpu()
+    if not ended[2]:
+        return {}
+    means = {f"{prefix}/return": ended[0] / ended[2], f"{prefix}/episode_length": ended[1] / ended[2]}
+    for name, by_task, count in zip(tasks, *ended[3:].view(2, -1), strict=True) if tasks else ():
+        if count:
+            means[f"{prefix}/return/{name}"] = by_task / count
+    return means
 
 
 def _means(updates: list[dict[str, Tensor]], frames: int) -> dict[str, Tensor]:

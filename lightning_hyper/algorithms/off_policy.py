@@ -10,13 +10,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.algorithms.base import Algorithm, ended_episodes
 from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.replay_buffer import Minibatch
 from lightning_hyper.modules import Spaces
 from lightning_hyper.modules.agent import ConditionalFactory
 from lightning_hyper.modules.critic import Order, TwinCritic
-from lightning_hyper.modules.normalization import sum_over_ranks
 from lightning_hyper.modules.policies import ActorFactory, BoundedPolicy
 
 
@@ -138,13 +137,7 @@ class OffPolicy(Algorithm):
         }
 
     def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
-        """Mean undiscounted return and length of the episodes that end in a batch (of all ranks)."""
-        after, done = batch["next"], batch["next", "done"]
-        total, frames = after["episode_return"][done].double(), after["step_count"][done].double()
-        sums = sum_over_ranks(torch.stack([total.sum(), frames.sum(), done.sum().double()])).cpu()
-        if not sums[2]:
-            return {}
-        return {f"{prefix}/return": sums[0] / sums[2], f"{prefix}/episode_length": sums[1] / sums[2]}
+        return ended_episodes(batch, prefix)
 
     # What a subclass uses.
 

@@ -2,7 +2,7 @@
 
 Every environment here gives these entries, `[num_envs, ...]`, at each step:
 
-- `observation` `[*, features]`, float32: what the task's Markov decision process shows;
+- `observation` `[*, features]`, float32 (an image in MiniGrid): what the task's Markov decision process shows;
 - `is_init` `[*, 1]`: true at the first step after a reset;
 - `done`, `terminated`, `truncated` where the horizon is not part of the task; `reward` `[*, 1]`.
 
@@ -16,10 +16,17 @@ A `TrialEnv` steps trials, `episodes` episodes of one task each, and gives besid
 and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials. Other environments give
 
 - `step_count` `[*, 1]`, `episode_return` `[*, 1]`: frames and undiscounted reward since the reset.
+
+`MiniGrid` gives besides, `[*]`, int64:
+
+- `direction`: where the agent looks, right, down, left or up;
+- `task`: index of the environment's task in `tasks`;
+- `mission`: index of the episode's text in `missions`, counted through all tasks.
 """
 
 from lightning_hyper.envs.base import BatchedEnv, EpisodeEnv, TrialEnv
 from lightning_hyper.envs.gridnavi import GridNavi
+from lightning_hyper.envs.minigrid import MiniGrid
 from lightning_hyper.envs.mujoco import (
     Ant,
     HalfCheetah,
@@ -41,6 +48,7 @@ __all__ = [
     "Hopper",
     "InvertedDoublePendulum",
     "InvertedPendulum",
+    "MiniGrid",
     "MuJoCo",
     "Pendulum",
     "Reacher",

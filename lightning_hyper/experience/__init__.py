@@ -2,6 +2,6 @@
 
 from lightning_hyper.experience.base import Experience
 from lightning_hyper.experience.replay import Replay
-from lightning_hyper.experience.trials import TrialRollouts
+from lightning_hyper.experience.rollouts import EpisodeRollouts, TrialRollouts
 
-__all__ = ["Experience", "Replay", "TrialRollouts"]
+__all__ = ["EpisodeRollouts", "Experience", "Replay", "TrialRollouts"]

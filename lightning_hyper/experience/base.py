@@ -177,3 +177,21 @@ class Collection:
         if self.carried.device is None:
             carried.clear_device_()
         self.collector._carrier = carried
+
+
+def first_episodes(env: BatchedEnv, policy: TensorDictModuleBase) -> TensorDict:
+    """The first whole episode of each environment, as the step that ends it: entries `[num_envs, ...]`.
+
+    Under `next` it has `done`, `episode_return` and `step_count`, and besides `task` where the environment shows it.
+    """
+    step = env.reset()
+    over = torch.zeros(*env.batch_size, 1, dtype=torch.bool, device=env.device)
+    ends = {key: torch.zeros_like(step[key]) for key in ("episode_return", "step_count")}
+    batch: dict[str, Any] = {"task": step["task"].clone()} if "task" in step.keys() else {}  # noqa: SIM118
+    while not bool(over.all()):
+        stepped, step = env.step_and_maybe_reset(policy(step))
+        fresh = stepped["next", "done"] & ~over
+        for key, end in ends.items():
+            end.copy_(torch.where(fresh, stepped["next", key], end))
+        over |= fresh
+    return TensorDict({**batch, "next": {**ends, "done": over}}, batch_size=env.batch_size)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -16,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Bounded
 
 from lightning_hyper.envs import BatchedEnv, EpisodeEnv
-from lightning_hyper.experience.base import Collection, Experience
+from lightning_hyper.experience.base import Collection, Experience, first_episodes
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch, Seen
 from lightning_hyper.modules import ReturnScale
 
@@ -181,9 +180,7 @@ class Replay(Experience):
         return CompactReplayBuffer.row(carried["observation"][first], carried["action"][first])
 
     def evaluate(self) -> TensorDict:
-        ends = first_episodes(self.eval_env, self.policy)
-        done = torch.ones_like(ends["step_count"], dtype=torch.bool)
-        return TensorDict({"next": ends.set("done", done)}, batch_size=ends.batch_size)
+        return first_episodes(self.eval_env, self.policy)
 
     def collection_state(self) -> dict[str, Any]:
         return self._frames.state_dict() if self._frames is not None else {}
@@ -293,17 +290,3 @@ class ReplayedFrames:
         self.frames, self.updates = state["frames"], state["updates"]
         if self.reward_scale is not None:
             self.reward_scale.load_state_dict(state["reward_scale"])
-
-
-def first_episodes(env: BatchedEnv, policy: TensorDictModuleBase) -> TensorDict:
-    """The first whole episode of each environment: `episode_return` and `step_count` at its end, `[num_envs, 1]`."""
-    step = env.reset()
-    over = torch.zeros(*env.batch_size, 1, dtype=torch.bool, device=env.device)
-    ends = {key: torch.zeros_like(step[key]) for key in ("episode_return", "step_count")}
-    while not bool(over.all()):
-        stepped, step = env.step_and_maybe_reset(policy(step))
-        fresh = stepped["next", "done"] & ~over
-        for key, end in ends.items():
-            end.copy_(torch.where(fresh, stepped["next", key], end))
-        over |= fresh
-    return TensorDict(ends, batch_size=env.batch_size)

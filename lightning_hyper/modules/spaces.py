@@ -17,11 +17,14 @@ class Spaces:
     """Sizes of an environment: features of observation and task, and the action space.
 
     Attributes:
-        observation: features of `observation`.
-        task: features of `task`; 0 where there is none.
+        observation: features of `observation`, all of an image's.
+        task: features of `task`, or how many tasks there are where it is an index; 0 where there is none.
         actions: number of discrete actions, or dimensions of a continuous one.
         discrete: whether actions are an index.
         low, high: bounds of each dimension of a continuous action; empty where it has none.
+        image: shape of an observation that is no vector; empty where it is one.
+        tasks: name of each task where `task` is an index.
+        missions: for each task the texts that its episodes are about; `mission` counts through all of them in order.
     """
 
     observation: int
@@ -30,6 +33,9 @@ class Spaces:
     discrete: bool
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    image: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
+    missions: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def of(cls, env: EnvBase) -> Spaces:
@@ -52,9 +58,18 @@ class Spaces:
                 f"data.env: {type(env).__name__} has action spec {action}; it must be Categorical (an index) or a "
                 "real vector"
             )
-        task = env.observation_spec["task"].shape[-1] if "task" in env.observation_spec.keys() else 0  # noqa: SIM118
-        observation = env.observation_spec["observation"].shape[-1]
-        return cls(observation, task, actions, discrete, **bounds)
+        task = env.observation_spec["task"] if "task" in env.observation_spec.keys() else None  # noqa: SIM118
+        shape = env.observation_spec["observation"].shape[len(env.batch_size) :]
+        return cls(
+            observation=shape.numel(),
+            task=0 if task is None else int(task.space.n) if isinstance(task, Categorical) else task.shape[-1],
+            actions=actions,
+            discrete=discrete,
+            image=tuple(shape) if len(shape) > 1 else (),
+            tasks=tuple(getattr(env, "tasks", ())),
+            missions=tuple(getattr(env, "missions", ())),
+            **bounds,
+        )
 
     def action_features(self, action: Tensor) -> Tensor:
         """Action as real features `[..., actions]`: one-hot where it is an index."""

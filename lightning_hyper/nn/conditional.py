@@ -150,6 +150,17 @@ class ContextOnly(Conditional):
         return y.expand(*x.shape[:-1], self.out_features)
 
 
+class InputOnly(Conditional):
+    """A plain network of x alone, blind to c: what a conditional network is compared with."""
+
+    def __init__(self, in_features: int, context_features: int, out_features: int, **options: object) -> None:
+        super().__init__(in_features, context_features, out_features, **options)  # type: ignore[arg-type]
+        self.layers = self._plain_layers(in_features)
+
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+        return _run(self.layers, x, self.activation)
+
+
 class FiLM(Conditional):
     """A plain network of x whose hidden units are scaled and shifted by c (Perez et al. 2018).
 

@@ -25,6 +25,7 @@ class PPOLoss(nn.Module):
         clip_value: take the larger of the losses of the value and of the value clipped around the old one.
 
     Source: Schulman et al. 2017; value form of arXiv 2309.14970's code: 0.5 max(huber(V - R), huber(V_clip - R)).
+        Retrieved values: arXiv 2306.10698's code.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PPOLoss(nn.Module):
         old_value: Tensor,
         advantage: Tensor,
         target: Tensor,
+        remembered: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Means over a minibatch of B steps: `total`, and its parts for the log.
 
@@ -62,12 +64,17 @@ class PPOLoss(nn.Module):
             value: current values `[B]`.
             action: actions taken `[B, ...]`; log_prob: their old log-probabilities `[B]`; old_value: old values `[B]`.
             advantage: `[B]`; target: value targets `[B]`.
+            remembered: values `[B]` retrieved from a memory, and the share alpha `[B]` by which the value is drawn
+                towards them rather than to the target; the value clipped around the old one knows only the target.
         """
         log_ratio = policy.log_prob(action) - log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
         value_loss = self._distance(value, target)
+        if remembered is not None:
+            memory_value, alpha = remembered
+            value_loss = (1 - alpha) * value_loss + alpha * self._distance(value, memory_value)
         if self.clip_value:
             near = old_value + (value - old_value).clamp(-self.clip, self.clip)
             value_loss = torch.max(value_loss, self._distance(near, target))

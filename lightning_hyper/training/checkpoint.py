@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import distributed as dist
 
 from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 
 BUFFER = "replay-"  # folder of a replay buffer, before the frame of its checkpoint
 
@@ -42,7 +45,6 @@ class Checkpoints(Checkpoint):
         self.monitor, self.mode, self.every = monitor, mode, every
         self.best: float | None = None
         self.kept = 0
-        self.buffers: dict[str, str] = {}  # folder of the replay buffer of each checkpoint, by file name
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -63,27 +65,24 @@ class Checkpoints(Checkpoint):
         folder = Path(trainer.default_root_dir) / "checkpoints"
         last, partial = folder / "last.ckpt", folder / "last.ckpt.part"
         try:
-            if self._write_buffer(trainer, folder / f"{BUFFER}{frames}"):
-                self.buffers |= dict.fromkeys(("last.ckpt", *copies), f"{BUFFER}{frames}")
+            self._write_buffer(trainer, folder / f"{BUFFER}{frames}")
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 os.replace(partial, last)
                 for name in copies:
                     shutil.copyfile(last, partial)
                     os.replace(partial, folder / name)
-                for path in folder.glob(f"{BUFFER}*"):
-                    if path.name not in self.buffers.values():
-                        shutil.rmtree(path)
+                _drop_buffers(folder)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(f"root: cannot write a checkpoint in {folder} ({error}); earlier ones are whole") from error
 
     @staticmethod
-    def _write_buffer(trainer: Trainer, folder: Path) -> bool:
+    def _write_buffer(trainer: Trainer, folder: Path) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         partial = folder.with_name(f"{folder.name}.part")
         try:
-            written: bool = data.save_buffer(partial / f"rank-{trainer.global_rank}")
+            written = data.save_buffer(partial / f"rank-{trainer.global_rank}")
             trainer.strategy.barrier("replay buffers are written")
             if written and trainer.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before its checkpoint
@@ -91,13 +90,33 @@ class Checkpoints(Checkpoint):
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return written
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "kept": self.kept, "buffers": self.buffers}
+        return {"best": self.best, "kept": self.kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.kept, self.buffers = state_dict["best"], state_dict["kept"], dict(state_dict["buffers"])
+        self.best, self.kept = state_dict["best"], state_dict["kept"]
+
+
+def _drop_buffers(folder: Path) -> None:
+    """Delete the replay buffers of a folder that go with none of the checkpoints there."""
+    if not (buffers := set(folder.glob(f"{BUFFER}*"))):
+        return
+    # The files are asked, as a run that goes on from an older checkpoint finds some that its state does not know of.
+    frames = {_frames(path, path.stat().st_mtime_ns) for path in folder.glob("*.ckpt")}
+    if None not in frames:
+        for path in buffers - {folder / f"{BUFFER}{count}" for count in frames}:
+            shutil.rmtree(path)
+
+
+@lru_cache
+def _frames(path: Path, written: int) -> int | None:
+    """Frames of the checkpoint file that was `written` then; None where it is not whole, such as one being copied."""
+    try:
+        return int(read_checkpoint(path)["frames"])
+    except CheckpointError as error:
+        rank_zero_warn(f"{error}; no replay buffer is deleted meanwhile")
+        return None
 
 
 class RunState(Callback):
@@ -112,8 +131,9 @@ class RunState(Callback):
         self._generators: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Algorithm)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        own = {"generators": _generators(), "collection": data.collection_state()}
+        own = {"generators": _generators(), "collection": data.collection_state(), "algorithm": pl_module.rank_state()}
         ranks = [own]
         if trainer.world_size > 1:
             ranks = [{} for _ in range(trainer.world_size)]
@@ -133,6 +153,8 @@ class RunState(Callback):
         self._generators = own["generators"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.restore_collection(own["collection"])
+        assert isinstance(pl_module, Algorithm)
+        pl_module.load_rank_state(own["algorithm"])
         if trainer.ckpt_path is not None:
             folder = Path(trainer.ckpt_path).parent / f"{BUFFER}{checkpoint['frames']}"
             data.restore_buffer(folder / f"rank-{trainer.global_rank}")

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from lightning_hyper.algorithms import MetaPPO
 from lightning_hyper.algorithms.base import episode_returns
 from lightning_hyper.envs import GridNavi
-from lightning_hyper.experience.trials import Rollouts
+from lightning_hyper.experience.rollouts import Rollouts
 from lightning_hyper.modules import RecurrentContext, Spaces
 from lightning_hyper.nn import GRU, Concat, Hyper
 from lightning_hyper.objectives import PPOLoss
@@ -53,7 +53,7 @@ def advantages_by_hand(reward, value, next_value, done, terminated, gamma, lam):
 @pytest.mark.parametrize("truncated", [False, True])
 def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not(truncated):
     env = GridNavi(4, episodes=2, episode_steps=3)
-    model = algorithm(env, normalize_reward=False, normalize_advantage=False)
+    model = algorithm(env, normalize_reward=False, normalize_advantage=None)
     batch = collected(env, model, 10)  # a trial ends within, another is cut
     if truncated:
         batch["next", "terminated"][:] = False
@@ -67,7 +67,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_does_n
     expected = advantages_by_hand(
         batch["next", "reward"], batch["state_value"], next_value, done, terminated, model.gamma, model.gae_lambda
     )
-    data = model._estimate(batch)
+    data = model.estimate(batch)
     torch.testing.assert_close(data["advantage"], expected.squeeze(-1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(data["target"], (expected + batch["state_value"]).squeeze(-1), atol=1e-5, rtol=1e-4)
 
@@ -105,7 +105,7 @@ def test_statistics_change_only_after_the_updates_and_then_with_the_batch():
 def test_advantages_are_standardised():
     env = GridNavi(8)
     model = algorithm(env)
-    advantage = model._estimate(collected(env, model, 60))["advantage"]
+    advantage = model.estimate(collected(env, model, 60))["advantage"]
     assert advantage.mean().abs().item() < 1e-5
     assert advantage.std(unbiased=False).item() == pytest.approx(1, abs=1e-3)
 

@@ -13,7 +13,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 
 from lightning_hyper.envs import EpisodeEnv
-from lightning_hyper.experience.replay import Replay, first_episodes
+from lightning_hyper.experience.base import first_episodes
+from lightning_hyper.experience.replay import Replay
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, ReplayBufferError
 
 FEATURES, ACTIONS = 3, 2
@@ -511,7 +512,7 @@ def test_an_evaluation_counts_exactly_the_first_episode_of_each_environment():
     env.rollout(3)  # the evaluation begins afresh, whatever was before
     env.episode.fill_(-1)
     policy = TensorDictModule(lambda x: x[..., :1], ["observation"], ["action"])
-    ends = first_episodes(env, policy)
+    ends = first_episodes(env, policy)["next"]
     assert ends["step_count"].flatten().tolist() == [2, 4, 7]
     returns = [sum(100 * index + t for t in range(1, length + 1)) for index, length in enumerate((2, 4, 7))]
     assert ends["episode_return"].flatten().tolist() == returns

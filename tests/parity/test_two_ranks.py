@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning_hyper.algorithms import TD3, MetaPPO
 from lightning_hyper.envs import GridNavi, InvertedPendulum
 from lightning_hyper.experience.replay import Replayed
-from lightning_hyper.experience.trials import Rollouts
+from lightning_hyper.experience.rollouts import Rollouts
 from lightning_hyper.modules import MetaAgent, RecurrentContext, Spaces
 from lightning_hyper.nn import GRU, MLP, Hyper, ResidualTrunk
 from lightning_hyper.training.clock import FrameBudget

@@ -14,6 +14,7 @@ import torch
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 TINY_TD3 = Path(__file__).parents[1] / "tiny_td3.yaml"
+TINY_RETRIEVAL = Path(__file__).parents[1] / "tiny_retrieval.yaml"
 SAC = ("--model", "SAC", "--model.normalize_observation", "true", "--data.init_args.reward_discount", "0.9")
 SHORT_WINDOWS = ("--data.init_args.steps", "4", "--model.init_args.bptt", "2")  # batches that cut through trials
 
@@ -31,6 +32,17 @@ def assert_same(a, b):
             for key, value in state.items():
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(right["state"][index][key]))
     assert torch.equal(a["ranks"][0]["generators"]["torch"], b["ranks"][0]["generators"]["torch"])
+    for left, right in zip(a["ranks"], b["ranks"], strict=True):
+        assert_equal(left["algorithm"], right["algorithm"])
+
+
+def assert_equal(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    else:
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
 @pytest.mark.parametrize("options", [(), SHORT_WINDOWS, ("--model.init_args.lr_schedule", "linear")])
@@ -59,6 +71,20 @@ def test_k_plus_k_frames_of_replay_equal_2k_frames(tiny, options):
     assert_same(checkpoint("whole"), checkpoint("parts"))
 
 
+KEPT_KEYS = ("--model.init_args.retriever.init_args.refresh", "3")
+
+
+@pytest.mark.parametrize("options", [(), KEPT_KEYS, ("--data.init_args.env.init_args.engine", "minigrid")])
+def test_k_plus_k_frames_with_a_memory_equal_2k_frames(tiny, options):
+    assert tiny("fit", "--run", "whole", *options, recipe=TINY_RETRIEVAL) == 0
+    assert tiny("fit", "--run", "parts", "--trainer.max_epochs", "2", *options, recipe=TINY_RETRIEVAL) == 0
+    assert checkpoint("parts")["frames"] == 384
+    assert tiny("fit", "--run", "parts", "--ckpt_path", "last", *options, recipe=TINY_RETRIEVAL) == 0
+    whole = checkpoint("whole")
+    assert (whole["ranks"][0]["algorithm"]["memory"]["stamps"] > 0).all()
+    assert_same(whole, checkpoint("parts"))
+
+
 def test_a_replay_buffer_lies_beside_its_checkpoint_and_goes_with_it(tiny):
     assert tiny("fit", "--run", "r", "--checkpoint.every", "160", recipe=TINY_TD3) == 0
     folder = Path("runs/tiny/r/checkpoints")
@@ -66,6 +92,25 @@ def test_a_replay_buffer_lies_beside_its_checkpoint_and_goes_with_it(tiny):
     assert {int(path.name.removeprefix("replay-")) for path in folder.glob("replay-*")} == named
     assert {160, 320} <= named
     assert len(list(folder.glob("replay-*"))) < 320 // 40
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_replay_buffers_of_newer_ones(tiny):
+    assert tiny("fit", "--run", "r", "--checkpoint.every", "160", recipe=TINY_TD3) == 0
+    folder = Path("runs/tiny/r/checkpoints")
+    older = ("--checkpoint.every", "160", "--ckpt_path", str(folder / "frames=160.ckpt"), "--frames", "240")
+    assert tiny("fit", "--run", "r", *older, recipe=TINY_TD3) == 0
+    named = {path.name: torch.load(path, weights_only=True)["frames"] for path in folder.glob("*.ckpt")}
+    assert (named["last.ckpt"], named["frames=320.ckpt"]) == (240, 320)
+    assert {int(path.name.removeprefix("replay-")) for path in folder.glob("replay-*")} == set(named.values())
+
+
+def test_no_replay_buffer_is_deleted_beside_a_checkpoint_that_cannot_be_read(tiny):
+    assert tiny("fit", "--run", "r", "--frames", "80", recipe=TINY_TD3) == 0
+    folder = Path("runs/tiny/r/checkpoints")
+    (folder / "copied.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"copied\.ckpt is truncated .* no replay buffer is deleted"):
+        assert tiny("fit", "--run", "r", "--ckpt_path", "last", "--frames", "160", recipe=TINY_TD3) == 0
+    assert (folder / "replay-80").exists()
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "of another task"])
@@ -107,7 +152,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tiny, monkeypatch, caps
     assert checkpoint("r")["frames"] == 320
 
 
-@pytest.mark.parametrize("recipe", [TINY, TINY_TD3])
+@pytest.mark.parametrize("recipe", [TINY, TINY_TD3, TINY_RETRIEVAL])
 def test_evaluation_never_changes_training(tiny, recipe):
     assert tiny("fit", "--run", "with", recipe=recipe) == 0
     assert tiny("fit", "--run", "without", "--trainer.limit_val_batches", "0", recipe=recipe) == 0
@@ -131,7 +176,7 @@ def command(*arguments, recipe=TINY, frames=32_000):
     return [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(recipe), "--frames", str(frames), *arguments]
 
 
-@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 1_600)])
+@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 1_600), (TINY_RETRIEVAL, 7_680)])
 def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path, recipe, frames):
     """Really kills the process, at a random moment, as often as it takes to be cut twice in mid-training."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -181,7 +226,7 @@ def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
     assert json.loads(Path("runs/tiny/stopped/finished.json").read_text())["frames"] == int(budget)
 
 
-@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 2560), (TINY_TD3, 400)])
+@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 2560), (TINY_TD3, 400), (TINY_RETRIEVAL, 960)])
 def test_two_ranks_stopped_and_continued_equal_two_that_never_stopped(tmp_path, recipe, frames):
     ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     for run, *options in (("whole",), ("parts", "--trainer.max_epochs", "2"), ("parts", "--ckpt_path", "last")):

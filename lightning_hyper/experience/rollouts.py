@@ -1,4 +1,4 @@
-"""On-policy experience over trials: one Lightning batch is one collected batch, collected when it is asked for."""
+"""On-policy experience: one Lightning batch is one collected batch, collected when it is asked for."""
 
 from __future__ import annotations
 
@@ -10,37 +10,28 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
 from lightning_hyper.envs import BatchedEnv, TrialEnv
-from lightning_hyper.experience.base import Collection, Experience
+from lightning_hyper.experience.base import Collection, Experience, first_episodes
 
 
-class TrialRollouts(Experience):
-    """Collects `steps` frames from each of the environment's trials per batch, with the module's own policy.
+class EpisodeRollouts(Experience):
+    """Collects `steps` frames from each environment per batch, with the module's own policy.
 
     A batch is a TensorDict `[num_envs]` with entries `[num_envs, time, ...]`: what the environment shows, what the
-    policy wrote, and under `next` what followed; `hidden` `[num_envs, state_features]` is the policy's state before
-    the window, `next, hidden` its state after each step. Nothing is collected ahead: the next batch is made by the
-    policy as the last one left it.
+    policy wrote, and under `next` what followed. Nothing is collected ahead: the next batch is made by the policy as
+    the last one left it.
 
     Args:
         env: makes the environment; its size `num_envs` is that of each rank.
-        steps: frames of each environment in a batch; null for one whole trial. The hidden state crosses batches.
+        steps: frames of each environment in a batch; null for as many as its longest episode has.
     """
 
-    def __init__(self, env: Callable[[], BatchedEnv], *, steps: int | None = None, **options: Any) -> None:
+    def __init__(self, env: Callable[[], BatchedEnv], *, steps: int | None = 128, **options: Any) -> None:
         super().__init__(env, **options)
         if steps is not None and steps < 1:
             raise ValueError(f"data.steps is {steps}; it must be at least 1")
         self._steps = steps
         self._rollouts: Rollouts | None = None
         self._restored: dict[str, Any] | None = None
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if not isinstance(self.env, TrialEnv):
-            raise ValueError(
-                f"data.env: {type(self.env).__name__} has no trials; TrialRollouts takes environments of many tasks, "
-                "such as GridNavi"
-            )
 
     @property
     def steps(self) -> int:
@@ -55,13 +46,39 @@ class TrialRollouts(Experience):
         return self._rollouts
 
     def evaluate(self) -> TensorDict:
-        return whole_trials(self.eval_env, self.policy)
+        return first_episodes(self.eval_env, self.policy)
 
     def collection_state(self) -> dict[str, Any]:
         return self._rollouts.state_dict() if self._rollouts is not None else {}
 
     def restore_collection(self, state: dict[str, Any]) -> None:
         self._restored = state or None
+
+
+class TrialRollouts(EpisodeRollouts):
+    """Collects from each of the environment's trials, several episodes of one task.
+
+    In a batch, `hidden` `[num_envs, state_features]` is the policy's state before the window, `next, hidden` its state
+    after each step; it crosses batches. An evaluation is one whole trial in each environment.
+
+    Args:
+        env: makes the environment; its size `num_envs` is that of each rank.
+        steps: frames of each environment in a batch; null for one whole trial.
+    """
+
+    def __init__(self, env: Callable[[], BatchedEnv], *, steps: int | None = None, **options: Any) -> None:
+        super().__init__(env, steps=steps, **options)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not isinstance(self.env, TrialEnv):
+            raise ValueError(
+                f"data.env: {type(self.env).__name__} has no trials; TrialRollouts takes environments of many tasks, "
+                "such as GridNavi"
+            )
+
+    def evaluate(self) -> TensorDict:
+        return whole_trials(self.eval_env, self.policy)
 
 
 class Rollouts(Collection):
@@ -89,10 +106,11 @@ class Rollouts(Collection):
         """One batch, by the policy as it is now."""
         before = self.carried.get("hidden", None)
         batch = super().collect()
-        after = batch.pop("hidden")
+        after = batch.pop("hidden", None)
         batch.batch_size = batch.batch_size[:1]
-        batch["next", "hidden"] = after
-        batch["hidden"] = torch.zeros_like(after[:, 0]) if before is None else before
+        if after is not None:
+            batch["next", "hidden"] = after
+            batch["hidden"] = torch.zeros_like(after[:, 0]) if before is None else before
         return batch
 
 

@@ -5,7 +5,7 @@ from tensordict import TensorDict
 
 from lightning_hyper.envs import GridNavi
 from lightning_hyper.experience.base import Evaluation
-from lightning_hyper.experience.trials import Rollouts, whole_trials
+from lightning_hyper.experience.rollouts import Rollouts, whole_trials
 
 
 def test_a_batch_has_its_entries_by_environment_and_time(tiny_agent):

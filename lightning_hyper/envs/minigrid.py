@@ -1,0 +1,224 @@
+"""MiniGrid: small grid worlds seen from within, episodes of many tasks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+
+from lightning_hyper.envs.base import BatchedEnv
+from lightning_hyper.envs.minigrid_batched import BatchedEngine
+from lightning_hyper.envs.minigrid_package import ACTIONS, VIEW, Engine, PackageEngine, describe
+from lightning_hyper.envs.minigrid_rules import covers
+
+THREE = ("MiniGrid-LavaGapS7-v0", "MiniGrid-RedBlueDoors-6x6-v0", "MiniGrid-MemoryS11-v0")
+# In the order of the paper's training script, which decides which tasks get an environment more.
+SEVEN = (
+    "MiniGrid-DoorKey-6x6-v0",
+    "MiniGrid-DistShift1-v0",
+    "MiniGrid-RedBlueDoors-6x6-v0",
+    "MiniGrid-LavaGapS7-v0",
+    "MiniGrid-MemoryS11-v0",
+    "MiniGrid-SimpleCrossingS9N2-v0",
+    "MiniGrid-MultiRoom-N2-S4-v0",
+)
+TWELVE = (
+    *SEVEN,
+    "MiniGrid-Empty-Random-6x6-v0",
+    "MiniGrid-FourRooms-v0",
+    "MiniGrid-Unlock-v0",
+    "MiniGrid-KeyCorridorS3R1-v0",
+    "MiniGrid-GoToDoor-6x6-v0",
+)
+SETS: dict[str, tuple[str, ...]] = {
+    "three": THREE,
+    # The paper does not name its five.
+    "five": (*THREE, "MiniGrid-DoorKey-6x6-v0", "MiniGrid-SimpleCrossingS9N2-v0"),
+    "seven": SEVEN,
+    "twelve": TWELVE,
+    "twenty": (
+        *TWELVE,
+        "MiniGrid-UnlockPickup-v0",
+        "MiniGrid-LavaCrossingS9N1-v0",
+        "MiniGrid-Fetch-5x5-N2-v0",
+        "MiniGrid-GoToObject-6x6-N2-v0",
+        "MiniGrid-RedBlueDoors-8x8-v0",
+        "MiniGrid-MultiRoom-N4-S5-v1",
+        "MiniGrid-BlockedUnlockPickup-v0",
+        "MiniGrid-ObstructedMaze-1Dlh-v0",
+    ),
+}
+
+
+def max_steps(task: str) -> int:
+    """Frames after which an episode of the task with this id is truncated."""
+    return describe(task).max_steps
+
+
+class MiniGrid(BatchedEnv):
+    """A batch of MiniGrid episodes of mixed tasks: environment i has task i modulo their number.
+
+    Observations `[num_envs, 7, 7, 3]`, uint8, are the package's own images: kind, colour and state of each cell seen,
+    by column and row. Seven actions: left, right, forward, pick up, drop, toggle, done. Levels are the package's own:
+    level k of a task is its reset with a seed made from the environment's seed and k, made when it is first drawn.
+
+    Args:
+        num_envs: episodes stepped side by side, at least one for each task.
+        tasks: a set of tasks (`three`, `five`, `seven`, `twelve`, `twenty`) or the package's ids. Three and seven are
+            the paper's; it does not name its five, which here are the three, DoorKey and SimpleCrossing.
+        engine: `batched` steps all at once in tensors, `minigrid` the package's environments one by one; both give
+            the same episodes.
+        levels: levels of each task among which a reset draws.
+        refresh: resets of a task after which the oldest of its levels gives way to a new one; null never.
+        device: where the tensors live; the package steps on the CPU.
+
+    Attributes:
+        tasks: ids of the tasks, which `task` counts.
+        missions: texts of each task's missions; `mission` counts through all of them in order.
+
+    Raises:
+        ValueError: a task that is unknown or differs in shape, or a count out of range.
+
+    Source: Chevalier-Boisvert et al. 2023 (arXiv 2306.13831), MiniGrid; sets after arXiv 2306.10698.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 16,
+        *,
+        tasks: str | Sequence[str] = "seven",
+        engine: Literal["batched", "minigrid"] = "batched",
+        levels: int = 4096,
+        refresh: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if isinstance(tasks, str) and tasks not in SETS:
+            raise ValueError(f"data.env.tasks is {tasks!r}; it must be one of {', '.join(SETS)}, or a list of ids")
+        described = [describe(task) for task in (SETS[tasks] if isinstance(tasks, str) else tasks)]
+        if not described or len(set(described)) < len(described):
+            raise ValueError(f"data.env.tasks is {list(tasks)}; it must list at least one id, and none of them twice")
+        if num_envs < len(described):
+            raise ValueError(
+                f"data.env.num_envs is {num_envs}, but data.env.tasks lists {len(described)}; each task needs an "
+                f"environment, so data.env.num_envs must be at least {len(described)}"
+            )
+        for key, value in (("levels", levels), ("refresh", refresh)):
+            if value is not None and value < 1:
+                raise ValueError(f"data.env.{key} is {value}; it must be at least 1")
+        if engine not in ("batched", "minigrid"):
+            raise ValueError(f"data.env.engine is {engine!r}; it must be 'batched' or 'minigrid'")
+        super().__init__(num_envs, device)
+        # Levels do not depend on the device.
+        self.generator = torch.Generator()
+        self.tasks = tuple(task.id for task in described)
+        self.missions = tuple(task.missions for task in described)
+        self.horizon = max(task.max_steps for task in described)
+        self.levels, self.refresh = levels, refresh
+        self._task = torch.arange(num_envs, device=self.device) % len(described)
+        self._resets = torch.zeros(len(described), dtype=torch.int64)
+        self._returns = torch.zeros(num_envs, 1, device=self.device)
+        unknown = [task.id for task in described if not covers(task)] if engine == "batched" else []
+        if unknown:
+            rank_zero_info(
+                f"MiniGrid: the batched engine does not know the rules of {', '.join(unknown)}; all tasks are stepped "
+                "as with data.env.engine minigrid, which is slower"
+            )
+        self.engine: Engine = (
+            PackageEngine(described, num_envs)
+            if engine == "minigrid" or unknown
+            else BatchedEngine(described, num_envs, levels, self.device)
+        )
+        self.engine.seed = self.generator.initial_seed()
+        self._make_specs(num_envs)
+
+    def _make_specs(self, n: int) -> None:
+        def index(count: int) -> Categorical:
+            return Categorical(count, shape=(n,), device=self.device, dtype=torch.int64)
+
+        def real() -> Unbounded:
+            return Unbounded((n, 1), device=self.device, dtype=torch.float32)
+
+        def flag() -> Binary:
+            return Binary(1, (n, 1), device=self.device, dtype=torch.bool)
+
+        self.action_spec = index(ACTIONS)
+        self.reward_spec = real()
+        self.full_done_spec = Composite(done=flag(), terminated=flag(), truncated=flag(), shape=(n,))
+        self.observation_spec = Composite(
+            observation=Unbounded((n, VIEW, VIEW, 3), device=self.device, dtype=torch.uint8),
+            direction=index(4),
+            task=index(len(self.tasks)),
+            mission=index(sum(map(len, self.missions))),
+            is_init=flag(),
+            step_count=Unbounded((n, 1), device=self.device, dtype=torch.int64),
+            episode_return=real(),
+            shape=(n,),
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        super()._set_seed(seed)
+        if seed is not None:
+            self.engine.seed = seed
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """Levels `[K]` for new episodes of the environments `rows` `[K]`, both on the CPU."""
+        task = rows % len(self.tasks)
+        drawn = torch.randint(self.levels, (len(rows),), generator=self.generator)
+        if self.refresh is not None:
+            drawn += self._resets[task] // self.refresh
+        self._resets += torch.bincount(task, minlength=len(self.tasks))
+        return drawn
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        chosen = None if tensordict is None else tensordict.get("_reset", None)
+        rows = torch.arange(self.batch_size[0]) if chosen is None else chosen.reshape(-1).nonzero().squeeze(-1).cpu()
+        self.engine.start(rows, self.draw(rows))
+        self._returns = self._returns.index_fill(0, rows.to(self.device), 0)
+        return self._give({})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        reward, terminated, truncated = (
+            entry.to(self.device).unsqueeze(-1) for entry in self.engine.step(tensordict.get("action"))
+        )
+        self._returns = self._returns + reward
+        ends = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
+        return self._give({"reward": reward, **ends})
+
+    def _give(self, more: dict[str, Tensor]) -> TensorDictBase:
+        steps = self.engine.steps.unsqueeze(-1)
+        entries = {
+            "observation": self.engine.image,
+            "direction": self.engine.direction,
+            "task": self._task,
+            "mission": self.engine.mission,
+            "is_init": steps == 0,
+            "step_count": steps,
+            "episode_return": self._returns,
+            **more,
+        }
+        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
+
+    def save_state(self) -> dict[str, Tensor]:
+        # What the engine is given as a seed may need more bits than a signed integer has.
+        seed = torch.tensor([self.engine.seed % 2**64 >> 32, self.engine.seed % 2**32])
+        kept = {"seed": seed, "resets": self._resets.clone(), "episode_return": self._returns.clone()}
+        return super().save_state() | kept | self.engine.save_state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        mine = self.save_state()
+        if mine.keys() != state.keys() or mine["level"].shape != state["level"].shape:
+            raise ValueError(
+                "ckpt_path: its MiniGrid episodes were saved with another data.env.engine or data.env.num_envs; give "
+                "those of the run that saved them"
+            )
+        super().load_state(state)
+        high, low = state["seed"].tolist()
+        self.engine.seed = (high << 32) + low
+        self._resets = state["resets"].cpu().clone()
+        self._returns = state["episode_return"].to(self.device, copy=True)
+        self.engine.load_state(state)

@@ -1,0 +1,256 @@
+"""MiniGrid's episodes are the package's own, and their levels are drawn as the recipe says."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torchrl.collectors import Collector
+from torchrl.envs.utils import check_env_specs
+
+from lightning_hyper.envs import MiniGrid
+from lightning_hyper.envs.minigrid import SETS, max_steps
+from lightning_hyper.envs.minigrid_package import level_seed
+
+ENGINES = ("batched", "minigrid")
+KEYS = ("observation", "direction", "mission", "reward", "terminated", "truncated", "step_count", "episode_return")
+# Their episodes are short, so that resets are many.
+SHORT = ("MiniGrid-MultiRoom-N2-S4-v0", "MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-GoToDoor-5x5-v0")
+
+
+def actions_for(env, steps, seed=0):
+    """Random actions, of which every other is forward."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(7, (steps, *env.batch_size), generator=generator)
+    return torch.where(torch.rand(drawn.shape, generator=generator) < 0.5, 2, drawn)
+
+
+def play(env, step, actions):
+    found = []
+    for action in actions:
+        step["action"] = action
+        full, step = env.step_and_maybe_reset(step)
+        found.append(full["next"].clone())
+    return torch.stack(found), step
+
+
+def started(env, seed=0):
+    env.set_seed(seed)
+    return env.reset()
+
+
+def record_levels(env):
+    """Lists of the levels that each reset draws, by task."""
+    drawn, draw = [[] for _ in env.tasks], env.draw
+
+    def recorded(rows):
+        levels = draw(rows)
+        for row, level in zip(rows.tolist(), levels.tolist(), strict=True):
+            drawn[row % len(env.tasks)].append(level)
+        return levels
+
+    env.draw = recorded
+    return drawn
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_specs_hold(engine):
+    env = MiniGrid(8, engine=engine)
+    check_env_specs(env)
+    assert env.action_spec.space.n == 7
+    assert env.observation_spec["task"].space.n == 7
+    assert env.observation_spec["mission"].space.n == sum(map(len, env.missions))
+    assert env.reset()["task"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    check_env_specs(MiniGrid(2, tasks=["MiniGrid-Empty-5x5-v0"], engine=engine))
+
+
+def test_sets_are_the_papers_with_their_step_limits():
+    assert [len(SETS[name]) for name in ("three", "five", "seven", "twelve", "twenty")] == [3, 5, 7, 12, 20]
+    assert [max_steps(task) for task in SETS["seven"]] == [360, 252, 720, 196, 605, 324, 40]
+    assert set(SETS["three"]) < set(SETS["five"]) < set(SETS["seven"]) < set(SETS["twelve"]) < set(SETS["twenty"])
+    assert MiniGrid(7).horizon == 720
+
+
+def test_missions_are_those_of_the_mission_space():
+    env = MiniGrid(2, tasks=["MiniGrid-GoToDoor-5x5-v0", "MiniGrid-Fetch-5x5-N2-v0"])
+    colours = ("blue", "green", "grey", "purple", "red", "yellow")
+    assert env.missions[0] == tuple(f"go to the {colour} door" for colour in colours)
+    assert len(set(env.missions[1])) == 5 * 6 * 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_step_equals_the_packages(engine):
+    env = MiniGrid(20, tasks="twenty", engine=engine, levels=5)
+    levels = record_levels(env)
+    step = started(env, 3)
+    others = [gymnasium.make(task, disable_env_checker=True) for task in env.tasks]
+    texts = [text for missions in env.missions for text in missions]
+
+    def begin(row):
+        return others[row].reset(seed=level_seed(3, levels[row][-1]))[0]
+
+    def check(entries, row, observation):
+        assert np.array_equal(entries["observation"][row], observation["image"])
+        assert entries["direction"][row].item() == observation["direction"]
+        assert texts[entries["mission"][row].item()] == observation["mission"]
+
+    for row in range(20):
+        check(step, row, begin(row))
+    ends = torch.zeros(2)
+    for action in actions_for(env, 260):
+        step["action"] = action
+        full, step = env.step_and_maybe_reset(step)
+        after = full["next"]
+        for row, other in enumerate(others):
+            observation, reward, terminated, truncated, _ = other.step(action[row].item())
+            check(after, row, observation)
+            assert after["reward"][row].item() == np.float32(reward)
+            assert after["terminated"][row].item() == terminated
+            assert after["truncated"][row].item() == truncated
+            assert after["done"][row].item() == (terminated or truncated)
+            if terminated or truncated:
+                check(step, row, begin(row))
+        ends += torch.stack((after["terminated"].sum(), after["truncated"].sum()))
+    assert ends.min() >= 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_partial_reset_leaves_the_others_alone(engine):
+    env = MiniGrid(4, tasks=["MiniGrid-FourRooms-v0", "MiniGrid-KeyCorridorS3R3-v0"], engine=engine)
+    following, step = play(env, started(env), actions_for(env, 20))
+    step["_reset"] = torch.tensor([[False], [True], [False], [True]])
+    after = env.reset(step.clone())
+    for key in ("observation", "direction", "mission", "step_count", "episode_return", "is_init", "done"):
+        assert torch.equal(after[key][[0, 2]], following[-1][key][[0, 2]]), key
+    assert after["step_count"].squeeze(-1).tolist() == [20, 0, 20, 0]
+    assert after["is_init"].squeeze(-1).tolist() == [False, True, False, True]
+    # And the episodes that were left alone go on as they would have.
+    alone, other = MiniGrid(4, tasks=env.tasks, engine=engine), actions_for(env, 30, 1)
+    _, step_alone = play(alone, started(alone), actions_for(env, 20))
+    expected, _ = play(alone, step_alone, other)
+    found, _ = play(env, after.exclude("_reset"), other)
+    for key in ("observation", "direction", "reward"):
+        assert torch.equal(found[key][:, [0, 2]], expected[key][:, [0, 2]])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_returned_entries_are_not_changed_by_later_steps(engine):
+    env = MiniGrid(3, tasks=SHORT, engine=engine)
+    step = started(env)
+    step["action"] = actions_for(env, 1)[0]
+    full = env.step(step)
+    kept, copy = full["next"], full["next"].clone()
+    play(env, step.clone(), actions_for(env, 60))
+    env.reset()
+    for key in copy.keys():  # noqa: SIM118  a tensordict iterates over its rows
+        assert torch.equal(kept[key], copy[key]), key
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_fresh_object_continues_bit_for_bit(engine):
+    tasks = [*SHORT, "MiniGrid-KeyCorridorS3R1-v0"]
+    env, other = (MiniGrid(6, tasks=tasks, engine=engine, levels=7, refresh=3) for _ in range(2))
+    actions = actions_for(env, 200)
+    _, step = play(env, started(env, 5), actions[:70])
+    state = {key: value.clone() for key, value in env.save_state().items()}
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    start = step.clone()
+    expected, _ = play(env, step, actions[70:])
+    other.load_state(state)
+    found, _ = play(other, start, actions[70:])
+    assert expected["done"].sum() > 6
+    for key in KEYS:
+        assert torch.equal(found[key], expected[key]), key
+    assert env.save_state().keys() == other.save_state().keys()
+    for key, value in other.save_state().items():
+        assert torch.equal(value, env.save_state()[key]), key
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_loading_replaces_an_episode_under_way(engine):
+    env = MiniGrid(3, tasks=SHORT, engine=engine)
+    _, step = play(env, started(env, 1), actions_for(env, 15))
+    state, start = env.save_state(), step.clone()
+    expected, _ = play(env, step, actions_for(env, 40, 2))
+    env.load_state(state)
+    found, _ = play(env, start, actions_for(env, 40, 2))
+    for key in KEYS:
+        assert torch.equal(found[key], expected[key]), key
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_seeds_reproduce_and_differ(engine):
+    env = MiniGrid(40, tasks=["MiniGrid-FourRooms-v0"], engine=engine)
+    starts = [started(env, seed)["observation"] for seed in (3, 3, 4)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_resets_draw_all_levels_evenly():
+    env = MiniGrid(2, tasks=SHORT[:2], levels=4)
+    env.set_seed(0)
+    drawn = torch.stack([env.draw(torch.tensor([0, 1])) for _ in range(4000)])
+    for column in drawn.unbind(1):
+        counts = column.bincount(minlength=4)
+        assert len(counts) == 4
+        # Five standard deviations of a binomial count.
+        assert (counts - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_a_level_gives_way_after_as_many_resets_of_its_task():
+    env = MiniGrid(3, tasks=SHORT[:2], levels=3, refresh=10)
+    env.set_seed(0)
+    # Task 0 has two of the three environments.
+    for reset in range(100):
+        levels = env.draw(torch.arange(3))
+        for row, resets in ((0, 2 * reset), (1, reset), (2, 2 * reset)):
+            assert resets // 10 <= levels[row] < resets // 10 + 3
+    late = torch.stack([env.draw(torch.tensor([1])) for _ in range(10)])
+    assert late.min() >= 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_runs_in_a_collector(engine):
+    env = MiniGrid(4, tasks=SHORT, engine=engine)
+    collector = Collector(env, None, frames_per_batch=400, total_frames=800)
+    for batch in collector:
+        steps = batch["step_count"][..., 0]
+        assert ((steps[:, 1:] == steps[:, :-1] + 1) | batch["is_init"][:, 1:, 0]).all()
+        assert batch["next", "done"].any()
+    collector.shutdown()
+
+
+def test_a_state_of_another_engine_is_refused():
+    state = MiniGrid(3, tasks=SHORT, engine="minigrid").save_state()
+    with pytest.raises(ValueError, match=r"saved with another data\.env\.engine"):
+        MiniGrid(3, tasks=SHORT, engine="batched").load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": "eight"}, "data.env.tasks is 'eight'; it must be one of three, five, seven, twelve, twenty"),
+        ({"tasks": ["MiniGrid-DoorKey-6x7-v0"]}, "'MiniGrid-DoorKey-6x7-v0' is no id .* MiniGrid-DoorKey-6x6-v0"),
+        ({"tasks": ["CartPole-v1"]}, "'CartPole-v1' is no id of the minigrid package"),
+        ({"tasks": []}, "data.env.tasks is .*at least one id"),
+        ({"tasks": ["MiniGrid-Unlock-v0"] * 2}, "none of them twice"),
+        ({"tasks": ["BabyAI-GoToLocal-v0"]}, "BabyAI-GoToLocal-v0 makes its missions up with its levels"),
+        ({"tasks": ["MiniGrid-Dynamic-Obstacles-5x5-v0"]}, "has a view of 7x7 cells and 3 actions"),
+        ({"num_envs": 6}, "data.env.num_envs is 6, but data.env.tasks lists 7.*must be at least 7"),
+        ({"levels": 0}, "data.env.levels is 0"),
+        ({"refresh": 0}, "data.env.refresh is 0"),
+        ({"engine": "fast"}, "data.env.engine is 'fast'; it must be 'batched' or 'minigrid'"),
+    ],
+)
+def test_bad_options_name_the_key(options, message):
+    with pytest.raises(ValueError, match=message):
+        MiniGrid(**options)
+
+
+def test_a_task_with_another_view_is_refused():
+    task = "MiniGrid-Narrow-Test-v0"
+    gymnasium.register(task, "minigrid.envs:EmptyEnv", kwargs={"size": 5, "agent_view_size": 5})
+    try:
+        with pytest.raises(ValueError, match="has a view of 5x5 cells and 7 actions; all tasks must have 7x7 cells"):
+            MiniGrid(1, tasks=[task])
+    finally:
+        del gymnasium.registry[task]
