@@ -76,6 +76,7 @@ def bench(session: nox.Session) -> None:
         "gridnavi_training.py",
         "mujoco_stepping.py",
         "minigrid_stepping.py",
+        "minigrid_training.py",
         "off_policy_training.py",
     )
     for script in scripts:

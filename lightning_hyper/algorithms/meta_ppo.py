@@ -115,7 +115,7 @@ class MetaPPO(OnPolicy):
     def _minibatches(self, data: dict[str, Tensor]) -> Iterator[Tensor]:
         num_envs, steps = data["advantage"].shape
         count = num_envs if self.partition == "trials" else num_envs * steps
-        yield from self.parts(count, data["advantage"].device)
+        yield from self.order(count, data["advantage"].device).chunk(self.minibatches)
 
     def _take(self, entry: Tensor, rows: Tensor) -> Tensor:
         """The steps `[B, ...]` of a minibatch out of an entry `[num_envs, time, ...]`."""

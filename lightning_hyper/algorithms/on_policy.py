@@ -99,10 +99,16 @@ class OnPolicy(Algorithm):
             after[rows, steps] = self.value_after(batch, rows, steps)
         return after
 
-    def parts(self, count: int, device: torch.device) -> Iterator[Tensor]:
-        """Indices of the minibatches of one pass over `count` rows."""
-        # Drawn on the CPU: one generator, the same order on every device.
-        yield from torch.randperm(count).to(device).chunk(self.minibatches)
+    def order(self, count: int, device: torch.device) -> Tensor:
+        """A random order of `count` rows, drawn on the CPU: one generator, the same order on every device."""
+        return torch.randperm(count).to(device)
+
+    def minibatched(self, data: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The minibatches of one pass over entries `[B, ...]`."""
+        order = self.order(len(data["advantage"]), data["advantage"].device)
+        chunks = {key: entry[order].chunk(self.minibatches) for key, entry in data.items()}
+        for k in range(self.minibatches):
+            yield {key: parts[k] for key, parts in chunks.items()}
 
 
 def standardized(advantage: Tensor) -> Tensor:

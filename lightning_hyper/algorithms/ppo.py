@@ -73,8 +73,7 @@ class PPO(OnPolicy):
         data = {key: entry.flatten(0, 1) for key, entry in {**seen, **self.estimate(batch)}.items()}
         measured = []
         for _ in range(self.epochs):
-            for rows in self.parts(len(data["advantage"]), data["advantage"].device):
-                part = {key: entry[rows] for key, entry in data.items()}
+            for part in self.minibatched(data):
                 if self.normalize_advantage == "minibatch":
                     part["advantage"] = standardized(part["advantage"])
                 losses = self.losses(part)
@@ -83,7 +82,7 @@ class PPO(OnPolicy):
 
     def losses(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a minibatch, entries `[B, ...]`."""
-        return self.compare(part, self.agent.encoder(part["observation"]))
+        return self.compare(part, self.agent.decide(self.agent.encoder(part["observation"]), part["mission"]))
 
     def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
         assert self.spaces is not None
@@ -94,10 +93,9 @@ class PPO(OnPolicy):
         return self.agent.value(self.agent.decide(features, batch["next", "mission"][rows, steps]))
 
     def compare(
-        self, part: dict[str, Tensor], features: Tensor, remembered: tuple[Tensor, Tensor] | None = None
+        self, part: dict[str, Tensor], decided: Tensor, remembered: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Losses of a minibatch with the encoder's features `[B, features]`; see `PPOLoss` for `remembered`."""
-        decided = self.agent.decide(features, part["mission"])
+        """Losses of a minibatch with the decision layer's features `[B, features]`; `remembered` as in `PPOLoss`."""
         targets = {key: part[key] for key in ("action", "log_prob", "old_value", "advantage", "target")}
         value = self.agent.value(decided).squeeze(-1)
         losses: dict[str, Tensor] = self.loss(self.agent.policy(decided), value, **targets, remembered=remembered)

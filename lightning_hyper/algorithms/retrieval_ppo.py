@@ -67,31 +67,21 @@ class RetrievalPPO(PPO):
         return [{**update, "memory_size": held} for update in updates]
 
     def losses(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = self.agent.encoder(part["observation"])
-        recall = self.recall(part, features)
+        decided, recall = self.recall(part)
         if recall is None:
-            losses = self.compare(part, features)
+            losses = self.compare(part, decided)
             # DDP reduces every parameter in every backward, also on a rank whose memory is still empty.
             idle = [0.0 * parameter.sum() for parameter in self.retriever.parameters()]
             return {**losses, "total": losses["total"] + sum(idle)}
         alpha = self.alpha(recall.confidence, self.clock.progress) * recall.known
-        losses = self.compare(part, features, (recall.value, alpha))
-        with torch.no_grad():
-            own = (self.memory.tasks_at(recall.places) == part["task"].unsqueeze(1)) * recall.weights
-            return {
-                **losses,
-                "alpha": alpha.mean(),
-                "confidence": recall.confidence.mean(),
-                "own_task": own.sum(1).mean(),
-                "memory_error": (recall.value - part["target"]).square().mean(),
-                "critic_error": (part["old_value"] - part["target"]).square().mean(),
-            }
+        losses = self.compare(part, decided, (recall.value, alpha))
+        error = (recall.value.detach() - part["target"]).square().mean()
+        return {**losses, "alpha": alpha.mean(), "memory_error": error}
 
-    def recall(self, part: dict[str, Tensor], features: Tensor, places: Tensor | None = None) -> Recall | None:
-        """What the memory says of a minibatch; `places` of the entries that are asked, drawn by default."""
-        found: Recall | None = self.retriever(
-            self.agent, features, part["task"], part["mission"], self.memory, places=places
-        )
+    def recall(self, part: dict[str, Tensor], places: Tensor | None = None) -> tuple[Tensor, Recall | None]:
+        """Features of the decision layer and what the memory says of a minibatch, with the arguments of `Retriever`."""
+        seen = part["observation"], part["task"], part["mission"]
+        found: tuple[Tensor, Recall | None] = self.retriever(self.agent, *seen, self.memory, places=places)
         return found
 
     def rank_state(self) -> dict[str, Any]:

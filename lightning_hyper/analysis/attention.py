@@ -82,7 +82,7 @@ class Attention(Callback):
         rows = torch.randperm(len(task), generator=generator)[: self.observations].to(task.device)
         seen = {key: batch[key].flatten(0, 1)[rows] for key in ("observation", "task", "mission")}
         kept = model.retriever.kept_keys()
-        recall = model.recall(seen, model.agent.encoder(seen["observation"]), places=model.memory.draw())
+        _, recall = model.recall(seen, model.memory.draw())
         model.retriever.restore_keys(kept, model.device)
         assert recall is not None
         entries = model.memory.tasks_at(recall.places)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_hyper.memory import EpisodicMemory
 from lightning_hyper.modules.agent import ConditionalFactory
-from lightning_hyper.modules.task import RETRIEVE
+from lightning_hyper.modules.task import DECIDE, RETRIEVE
 from lightning_hyper.modules.task_agent import TaskAgent
 
 CHUNK = 4096  # observations encoded at a time where no gradient is kept
@@ -92,45 +92,54 @@ class Retriever(nn.Module, ABC):
     def forward(
         self,
         agent: TaskAgent,
-        features: Tensor,
+        observation: Tensor,
         task: Tensor,
         mission: Tensor,
         memory: EpisodicMemory,
         *,
         places: Tensor | None = None,
-    ) -> Recall | None:
-        """What the memory says of observations with these features `[B, features]`; None while it is empty.
+    ) -> tuple[Tensor, Recall | None]:
+        """The decision layer's features `[B, features]`, and what the memory says; None while it is empty.
+
+        Both come of one pass through the encoder, and where they share a network its weights are generated once.
 
         Args:
-            agent: encodes observations and tasks.
-            features: of the encoder.
+            agent: encodes and decides.
+            observation: `[B, ...]`.
             task, mission: `[B]`.
             memory: is read, and drawn from.
             places: of the entries that are asked; a subset is drawn by default.
         """
         places = memory.draw(self.subset) if places is None else places
         if not len(places) or memory.entries is None:
-            return None
-        held = memory.entries[places.to(features.device)]
+            return agent.decide(agent.encoder(observation), mission), None
+        n, asked = len(mission), mission
+        held = memory.entries[places.to(mission.device)]
         if self.refresh is None:
-            # Queries and keys together: what projects them is generated once.
-            entries = agent.encoder(held["observation"])
-            missions = torch.cat([mission, held["mission"]])
-            query, key = self._project(agent, torch.cat([features, entries]), missions).split(
-                [len(mission), len(entries)]
-            )
+            observation = torch.cat([observation, held["observation"]])
+            asked = torch.cat([mission, held["mission"]])
+        features = agent.encoder(observation)
+        if self.projection is None and self.shares_decision and agent.decision is not None:
+            roles = torch.cat([torch.full_like(mission, DECIDE), torch.full_like(asked, RETRIEVE)])
+            rows, missions = torch.cat([features[:n], features]), torch.cat([mission, asked])
+            both = agent.conditioned(agent.decision, rows, missions, roles)
+            decided, projected = both[:n], both[n:]
         else:
-            query, key = self._project(agent, features, mission), self._kept(agent, memory, places)
+            decided, projected = agent.decide(features[:n], mission), self._project(agent, features, asked)
+        query = projected[:n]
+        key = projected[n:] if self.refresh is None else self._kept(agent, memory, places)
         if self.tasks == "own":
             allowed = task.unsqueeze(1) == held["task"]
         else:
-            allowed = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device)
+            allowed = torch.ones(n, len(key), dtype=torch.bool, device=query.device)
         weights = self.weigh(query, key, allowed)
-        return Recall(weights @ held["value"], weights.amax(1), allowed.any(1), weights, places)
+        return decided, Recall(weights @ held["value"], weights.amax(1), allowed.any(1), weights, places)
 
     def _project(self, agent: TaskAgent, features: Tensor, mission: Tensor) -> Tensor:
         network = agent.decision if self.projection is None and self.shares_decision else self.projection
-        return features if network is None else agent.conditioned(network, features, mission, RETRIEVE)
+        if network is None:
+            return features
+        return agent.conditioned(network, features, mission, torch.full_like(mission, RETRIEVE))
 
     def _kept(self, agent: TaskAgent, memory: EpisodicMemory, places: Tensor) -> Tensor:
         assert self.refresh is not None

@@ -15,6 +15,7 @@ from lightning_hyper.modules.text import embed_missions
 from lightning_hyper.nn import MLP, Conditional
 
 DECIDE, RETRIEVE = 0, 1
+ROLES = 2
 
 
 class TaskSource(nn.Module, ABC):
@@ -41,8 +42,8 @@ class TaskSource(nn.Module, ABC):
         self.register_buffer("task_of", torch.tensor(owners), persistent=False)
 
     @abstractmethod
-    def forward(self, mission: Tensor, role: int) -> Tensor:
-        """Contexts `[K, out_features]` of missions `[K]`, for the role `DECIDE` or `RETRIEVE`."""
+    def forward(self, mission: Tensor, role: Tensor) -> Tensor:
+        """Contexts `[K, out_features]` of missions `[K]` in the roles `[K]`, each `DECIDE` or `RETRIEVE`."""
 
 
 class OneHotTask(TaskSource):
@@ -71,7 +72,7 @@ class OneHotTask(TaskSource):
         self.tasks, self.role = spaces.task, role
         self.network, self.out_features = _branch(spaces.task + role, hidden, features, init)
 
-    def forward(self, mission: Tensor, role: int) -> Tensor:
+    def forward(self, mission: Tensor, role: Tensor) -> Tensor:
         return cast(Tensor, self.network(_with_role(F.one_hot(self.task_of[mission], self.tasks), role, self.role)))
 
 
@@ -107,7 +108,7 @@ class TextTask(TaskSource):
         self.register_buffer("embeddings", embeddings)
         self.network, self.out_features = _branch(embeddings.shape[-1] + role, hidden, features, init)
 
-    def forward(self, mission: Tensor, role: int) -> Tensor:
+    def forward(self, mission: Tensor, role: Tensor) -> Tensor:
         return cast(Tensor, self.network(_with_role(self.embeddings[mission], role, self.role)))
 
 
@@ -126,7 +127,7 @@ class JoinedTask(TaskSource):
         self.parts = nn.ModuleList(part(spaces) for part in parts)
         self.out_features = sum(cast(TaskSource, part).out_features for part in self.parts)
 
-    def forward(self, mission: Tensor, role: int) -> Tensor:
+    def forward(self, mission: Tensor, role: Tensor) -> Tensor:
         return torch.cat([part(mission, role) for part in self.parts], -1)
 
 
@@ -159,6 +160,5 @@ def _branch(inputs: int, hidden: Sequence[int], features: int | None, init: str)
     return MLP(inputs, features, hidden=hidden, activation="relu", init=init), features
 
 
-def _with_role(x: Tensor, role: int, tell: bool) -> Tensor:
-    x = x.float()
-    return torch.cat([x, x.new_full((*x.shape[:-1], 1), role)], -1) if tell else x
+def _with_role(x: Tensor, role: Tensor, tell: bool) -> Tensor:
+    return torch.cat([x, role.unsqueeze(-1)], -1).float() if tell else x.float()

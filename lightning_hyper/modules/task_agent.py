@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 
 from lightning_hyper.modules.agent import ConditionalFactory
 from lightning_hyper.modules.spaces import Spaces
-from lightning_hyper.modules.task import DECIDE, TaskFactory, TaskSource, by_context
+from lightning_hyper.modules.task import DECIDE, ROLES, TaskFactory, TaskSource, by_context
 from lightning_hyper.nn import MLP, Conditional, GridEncoder
 
 GridEncoderFactory = Callable[[tuple[int, ...]], GridEncoder]
@@ -84,13 +84,13 @@ class TaskAgent(TensorDictModuleBase):
         """Features `[B, features]` as the decision layer of each row's mission `[B]` has them."""
         if self.decision is None:
             return features
-        return self.conditioned(self.decision, features, mission, DECIDE)
+        return self.conditioned(self.decision, features, mission, torch.full_like(mission, DECIDE))
 
-    def conditioned(self, network: Conditional, x: Tensor, mission: Tensor, role: int) -> Tensor:
-        """f(x | context of the mission in a role), `[B, out]`, for x `[B, in]` and missions `[B]`."""
+    def conditioned(self, network: Conditional, x: Tensor, mission: Tensor, role: Tensor) -> Tensor:
+        """f(x | context of the mission in a role), `[B, out]`, for x `[B, in]`, missions and roles `[B]`."""
         assert self.task is not None
-        distinct, index = torch.unique(mission, return_inverse=True)
-        return by_context(network, x, self.task(distinct, role), index)
+        distinct, index = torch.unique(ROLES * mission + role, return_inverse=True)
+        return by_context(network, x, self.task(distinct // ROLES, distinct % ROLES), index)
 
     def policy(self, decided: Tensor) -> Categorical:
         """Distribution of actions `[B]`."""

@@ -150,7 +150,7 @@ def test_a_memory_that_counts_changes_the_value_loss_alone():
     part = {key: batch[key].flatten(0, 1) for key in ("observation", "task", "mission")}
     part |= {key: entry.flatten(0, 1) for key, entry in after.items()}
     with_memory = model.losses(part)
-    without = model.compare(part, model.agent.encoder(part["observation"]))
+    without = model.compare(part, model.agent.decide(model.agent.encoder(part["observation"]), part["mission"]))
     assert torch.equal(with_memory["policy"], without["policy"])
     assert not torch.equal(with_memory["value"], without["value"])
     assert 0.1 <= with_memory["alpha"] <= 1

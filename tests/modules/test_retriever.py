@@ -55,7 +55,7 @@ def by_hand(made, memory, seen, mission, allowed):
 
     def projected(observation, which):
         features = made.encoder(observation.unsqueeze(0))
-        ((weight, bias, _),) = made.decision.generate(made.task(which.view(1), RETRIEVE))
+        ((weight, bias, _),) = made.decision.generate(made.task(which.view(1), torch.tensor([RETRIEVE])))
         return weight[0] @ features[0] + bias[0]
 
     held = memory.entries
@@ -80,7 +80,7 @@ def test_attention_equals_a_loop_with_its_gradients(tasks):
     if tasks == "own":
         allowed = TASK_OF[mission].unsqueeze(1) == memory.entries["task"]
         assert not allowed.all()
-    recall = retriever(made, made.encoder(seen), TASK_OF[mission], mission, memory)
+    recall = retriever(made, seen, TASK_OF[mission], mission, memory)[1]
     value, confidence = by_hand(made, memory, seen, mission, allowed)
     torch.testing.assert_close(recall.value, value, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(recall.confidence, confidence, atol=1e-5, rtol=1e-4)
@@ -99,7 +99,7 @@ def test_what_is_allowed_nothing_is_unknown_and_has_finite_gradients():
     memory.entries["mission"].fill_(0)
     retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, tasks="own")
     mission = torch.tensor([3, 0])
-    recall = retriever(made, made.encoder(observations(2)), TASK_OF[mission], mission, memory)
+    recall = retriever(made, observations(2), TASK_OF[mission], mission, memory)[1]
     assert recall.known.tolist() == [False, True]
     assert recall.value[0] == recall.confidence[0] == 0
     grads = torch.autograd.grad((recall.value + recall.confidence).sum(), list(made.decision.parameters()))
@@ -115,11 +115,20 @@ def test_heads_attend_apart_and_scaling_flattens():
     torch.testing.assert_close(scaled, (query @ key.T / 6**0.5).softmax(-1))
 
 
+@pytest.mark.parametrize("options", [{}, {"projection": partial(InputOnly, hidden=[])}, {"refresh": 2}])
+def test_the_decision_layer_decides_as_it_does_without_a_memory(options):
+    made, memory = agent(), filled()
+    retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, **options)
+    seen, mission = observations(B), torch.tensor([0, 1, 2, 3, 1, 0])
+    decided, _ = retriever(made, seen, TASK_OF[mission], mission, memory)
+    torch.testing.assert_close(decided, made.decide(made.encoder(seen), mission), atol=1e-5, rtol=1e-4)
+
+
 def test_a_subset_takes_so_many_entries_anew_each_time():
     made, memory = agent(), filled(40)
     retriever = AttentionRetriever(made.features, made.task.out_features, subset=15)
     mission = torch.zeros(B, dtype=torch.int64)
-    recalls = [retriever(made, made.encoder(observations(B)), mission, mission, memory) for _ in range(2)]
+    recalls = [retriever(made, observations(B), mission, mission, memory)[1] for _ in range(2)]
     assert [len(recall.places) for recall in recalls] == [15, 15]
     assert not torch.equal(recalls[0].places.sort().values, recalls[1].places.sort().values)
 
@@ -130,7 +139,7 @@ def test_an_empty_memory_says_nothing():
     memory = EpisodicMemory()
     memory.begin(SPACES.image, SPACES.missions, 0)
     mission = torch.zeros(B, dtype=torch.int64)
-    assert retriever(made, made.encoder(observations(B)), mission, mission, memory) is None
+    assert retriever(made, observations(B), mission, mission, memory)[1] is None
 
 
 def test_a_projection_of_its_own_is_used_and_knows_no_task():
@@ -139,7 +148,7 @@ def test_a_projection_of_its_own_is_used_and_knows_no_task():
         made.features, made.task.out_features, subset=None, projection=partial(InputOnly, hidden=[])
     )
     seen, mission = observations(B), torch.tensor([0, 1, 2, 3, 1, 0])
-    recall = retriever(made, made.encoder(seen), TASK_OF[mission], mission, memory)
+    recall = retriever(made, seen, TASK_OF[mission], mission, memory)[1]
     (layer,) = retriever.projection.layers
     query, key = (layer(made.encoder(x)) for x in (seen, memory.entries["observation"]))
     torch.testing.assert_close(recall.weights, (query @ key.T).softmax(-1), atol=1e-5, rtol=1e-4)
@@ -172,7 +181,7 @@ def test_kept_keys_are_encoded_again_when_entries_are_new_or_time_has_come():
 
     def weights(of):
         with torch.no_grad():
-            return of(made, made.encoder(seen), mission, mission, memory).weights
+            return of(made, seen, mission, mission, memory)[1].weights
 
     torch.testing.assert_close(weights(retriever), weights(fresh))
     key_before = retriever.keys.clone()
@@ -185,7 +194,7 @@ def test_kept_keys_are_encoded_again_when_entries_are_new_or_time_has_come():
     weights(retriever)
     assert (retriever.keys != key_before).any(1).sum() == 1  # the third: the new entry alone
     torch.testing.assert_close(weights(retriever), weights(fresh))  # the fourth: all
-    recall = retriever(made, made.encoder(seen), mission, mission, memory)
+    recall = retriever(made, seen, mission, mission, memory)[1]
     assert not torch.autograd.grad(recall.value.sum(), made.encoder.parameters(), allow_unused=True)[0].isnan().any()
 
 

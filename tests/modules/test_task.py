@@ -38,10 +38,12 @@ def test_rows_that_share_contexts_equal_a_loop_over_rows(network):
 
 def test_one_hot_has_the_task_of_the_mission_and_the_role():
     source = OneHotTask(SPACES, hidden=(), features=None)
-    contexts = source(torch.tensor([0, 1, 2, 3]), RETRIEVE)
-    assert contexts.tolist() == [[1, 0, 0, 1], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]]
-    assert source(torch.tensor([3]), DECIDE).tolist() == [[0, 0, 1, 0]]
-    assert OneHotTask(SPACES, hidden=(), features=None, role=False)(torch.tensor([3]), DECIDE).shape == (1, 3)
+    contexts = source(torch.tensor([0, 1, 2, 3]), torch.tensor([RETRIEVE, RETRIEVE, DECIDE, RETRIEVE]))
+    assert contexts.tolist() == [[1, 0, 0, 1], [0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]]
+    assert source(torch.tensor([3]), torch.tensor([DECIDE])).tolist() == [[0, 0, 1, 0]]
+    assert OneHotTask(SPACES, hidden=(), features=None, role=False)(
+        torch.tensor([3]), torch.tensor([DECIDE])
+    ).shape == (1, 3)
 
 
 def test_branches_have_the_papers_sizes():
@@ -53,10 +55,10 @@ def test_branches_have_the_papers_sizes():
 def test_joined_sources_lie_side_by_side():
     parts = [OneHotTask, partial(TextTask, role=False)]
     source = JoinedTask(SPACES, parts=parts)
-    mission = torch.tensor([2, 0])
-    contexts = source(mission, RETRIEVE)
+    mission, role = torch.tensor([2, 0]), torch.tensor([RETRIEVE, DECIDE])
+    contexts = source(mission, role)
     assert contexts.shape == (2, source.out_features) == (2, 128)
-    assert torch.equal(contexts, torch.cat([part(mission, RETRIEVE) for part in source.parts], -1))
+    assert torch.equal(contexts, torch.cat([part(mission, role) for part in source.parts], -1))
 
 
 def test_texts_of_near_meaning_have_near_embeddings():

@@ -19,6 +19,10 @@ def test_recipe_trains_two_batches(name, tmp_path):
     data = given["data"]["init_args"]
     together = data["env"]["init_args"]["num_envs"] * data.get("steps", 60)
     options = ["--frames", str(2 * together), "--data.init_args.eval_envs", "4", "--run", "r", "--video", "0"]
+    if given["data"]["class_path"] == "EpisodeRollouts":  # two short batches, whatever the number of tasks
+        options = ["--data.init_args.env.init_args.num_envs", "24", "--data.init_args.steps", "20"]
+        options += ["--data.init_args.eval_envs", "20", "--model.init_args.minibatches", "2"]
+        options += ["--frames", "960", "--run", "r", "--trainer.limit_val_batches", "0"]  # whose episodes are long
     if given["data"]["class_path"] == "Replay":  # two updates, short evaluations
         options += ["--data.init_args.warmup_frames", str(together)]
         options += ["--data.init_args.updates_per_frame", str(2 / together)]
