@@ -46,7 +46,7 @@ class Run:
     ended: int  # milliseconds since 1970, or when it began while it is running
     frames: Array
     values: Array
-    episodes: dict[int, float]
+    parts: dict[str, float]  # last value of each episode of a trial, or of each task
     frames_per_second: float
 
 
@@ -195,10 +195,10 @@ def _training_runs(client: MlflowClient, experiment_id: str, metric: str, notes:
             continue
         frames, values = _history(client, run.info.run_id, metric)
         _, speeds = _history(client, run.info.run_id, "time/frames_per_second")
-        episodes = {
-            int(match[1]): value
+        parts = {
+            f"episode {match[1]}" if match[1] else re.sub(r"^MiniGrid-|-v0$", "", match[2]): value
             for key, value in run.data.metrics.items()
-            if (match := re.fullmatch(r"eval/episode_(\d+)", key))
+            if (match := re.fullmatch(r"eval/(?:episode_(\d+)|return/(.+))", key))
         }
         method, variant = tags.get("method") or run.info.run_name, tags.get("variant", "")
         runs.append(
@@ -212,7 +212,7 @@ def _training_runs(client: MlflowClient, experiment_id: str, metric: str, notes:
                 ended=run.info.end_time or run.info.start_time,
                 frames=frames,
                 values=values,
-                episodes=episodes,
+                parts=parts,
                 frames_per_second=float(np.median(speeds)) if len(speeds) else float("nan"),
             )
         )
@@ -260,12 +260,12 @@ def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
         grouped.setdefault(run.label, []).append(run)
     series = [Series(label, members) for label, members in sorted(grouped.items())]
     series.sort(key=lambda one: -np.nan_to_num(interquartile_mean(one.final), nan=-np.inf))
-    episodes = sorted({episode for run in runs for episode in run.episodes})
-    header = ["method", "seeds", "frames", "final", *(f"episode {k}" for k in episodes), "area", "frames/s"]
+    parts = sorted({part for run in runs for part in run.parts}, key=_by_number)
+    header = ["method", "seeds", "frames", "final", *parts, "area", "frames/s"]
     rows = []
     for one in series:
         shortest, longest = (f"{pick(run.frames[-1] for run in one.runs):,.0f}" for pick in (min, max))
-        means = [[run.episodes[k] for run in one.runs if k in run.episodes] for k in episodes]
+        means = [[run.parts[part] for run in one.runs if part in run.parts] for part in parts]
         rows.append(
             [
                 one.label,
@@ -278,6 +278,11 @@ def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
             ]
         )
     return Environment(name, series, header, rows, folder / f"{_slug(name)}.png")
+
+
+def _by_number(name: str) -> list[str | int]:
+    """A key that puts episode 2 before episode 10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def _with_interval(values: Array) -> str:

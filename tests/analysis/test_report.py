@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,14 @@ class Lab:
         status: str = "FINISHED",
         ended: int = 1_000,
         episodes: Sequence[float] = (),
+        tasks: Mapping[str, float] | None = None,
         kind: str = "fit",
     ) -> str:
         about = {"method": method, "environment": environment, "variant": variant, "seed": str(seed), "kind": kind}
         run = self.client.create_run(experiment, start_time=1, run_name=f"{method}-{variant}-{seed}-{ended}")
         points = [Metric("eval/return", value, 0, frame) for value, frame in zip(values, frames, strict=True)]
         points += [Metric(f"eval/episode_{k}", value, 0, frames[-1]) for k, value in enumerate(episodes, 1)]
+        points += [Metric(f"eval/return/{task}", value, 0, frames[-1]) for task, value in (tasks or {}).items()]
         points += [Metric("time/frames_per_second", 1000.0 + 10 * seed, 0, frame) for frame in frames if points]
         self.client.log_batch(run.info.run_id, points, tags=[RunTag(key, text) for key, text in about.items()])
         if status == "RUNNING":
@@ -80,6 +82,17 @@ def test_a_table_holds_the_statistics_of_each_method(lab: Lab) -> None:
     for text in (made.text, made.markdown):
         assert "RNN+HN" in text
         assert rnn["final"] in text
+
+
+def test_returns_of_tasks_and_many_episodes_stand_in_columns_of_their_own(lab: Lab) -> None:
+    experiment = lab.experiment("columns")
+    lab.run(experiment, [0, 0, 1], tasks={"MiniGrid-LavaGapS7-v0": 0.5, "MiniGrid-DoorKey-6x6-v0": 0.25}, seed=0)
+    lab.run(experiment, [0, 0, 1], tasks={"MiniGrid-LavaGapS7-v0": 1.0, "MiniGrid-DoorKey-6x6-v0": 0.75}, seed=1)
+    lab.run(experiment, [0, 0, 1], episodes=range(11), environment="GridNavi, long")
+    tasks, trials = sorted(report("columns", lab.root).environments, key=lambda environment: len(environment.name))
+    assert tasks.header[4:6] == ["DoorKey-6x6", "LavaGapS7"]
+    assert [cells(tasks, "RNN")[name] for name in tasks.header[4:6]] == ["0.50", "0.75"]
+    assert trials.header[4:15] == [f"episode {k}" for k in range(1, 12)]
 
 
 def test_files_are_written_and_logged_to_one_run_used_again(lab: Lab) -> None:

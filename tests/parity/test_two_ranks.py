@@ -9,12 +9,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from lightning_hyper.algorithms import TD3, MetaPPO
-from lightning_hyper.envs import GridNavi, InvertedPendulum
+from lightning_hyper.algorithms import PPO, TD3, MetaPPO
+from lightning_hyper.envs import GridNavi, InvertedPendulum, MiniGrid
 from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.rollouts import Rollouts
 from lightning_hyper.modules import MetaAgent, RecurrentContext, Spaces
-from lightning_hyper.nn import GRU, MLP, Hyper, ResidualTrunk
+from lightning_hyper.modules.task import OneHotTask
+from lightning_hyper.nn import GRU, MLP, GridEncoder, Hyper, ResidualTrunk
 from lightning_hyper.training.clock import FrameBudget
 
 ENVS, BATCHES = 8, 3
@@ -44,6 +45,24 @@ class Given(LightningDataModule):
         )
         torch.manual_seed(7)
         rollouts = Rollouts(env, agent, 20, BATCHES)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return Listed([batch[rank::world].clone() for batch in rollouts])
+
+
+class GivenEpisodes(LightningDataModule):
+    """As `Given`, of MiniGrid tasks."""
+
+    steps = 20
+
+    def setup(self, stage):
+        self.env = minigrid(ENVS // self.trainer.world_size)
+
+    def train_dataloader(self):
+        env, model = minigrid(ENVS), ppo()
+        env.set_seed(0)
+        model.build(Spaces.of(env))
+        torch.manual_seed(7)
+        rollouts = Rollouts(env, model.policy, 20, BATCHES)
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return Listed([batch[rank::world].clone() for batch in rollouts])
 
@@ -100,21 +119,33 @@ def td3():
     return TD3(actor=partial(MLP, hidden=[8]), critic=critic, shared_trunk=True, target_noise=0.0, critic_lr=1e-2)
 
 
+def minigrid(num_envs):
+    return MiniGrid(num_envs, tasks=["MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-Random-5x5-v0"], levels=4)
+
+
+def ppo():
+    head = partial(MLP, hidden=[8], activation="tanh")
+    return PPO(
+        encoder=partial(GridEncoder, channels=(4, 4, 8)), actor=head, critic=head, task=OneHotTask,
+        decision=partial(Hyper, hidden=[]), minibatches=1, normalize_advantage="minibatch", lr=1e-2,
+    )  # fmt: skip
+
+
 def train(devices, kind, path):
     seed_everything(0, verbose=False)
-    replayed = kind == "td3"
-    model = td3() if replayed else algorithm(kind)
+    model = {"td3": td3, "ppo": ppo}[kind]() if kind in ("td3", "ppo") else algorithm(kind)
+    data = {"td3": GivenReplay, "ppo": GivenEpisodes}.get(kind, Given)()
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         callbacks=[FrameBudget(10**6)],
     )  # fmt: skip
-    trainer.fit(model, datamodule=GivenReplay() if replayed else Given())
+    trainer.fit(model, datamodule=data)
     if trainer.is_global_zero:
         torch.save({"state": model.state_dict(), "frames": model.clock.frames}, path)
 
 
-@pytest.mark.parametrize("kind", ["minibatch", "epoch", "td3"])
+@pytest.mark.parametrize("kind", ["minibatch", "epoch", "td3", "ppo"])
 def test_two_gloo_ranks_equal_one_rank_with_twice_the_environments(tmp_path, kind):
     results = []
     for devices in (1, 2):

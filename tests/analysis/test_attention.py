@@ -1,0 +1,66 @@
+"""Attention from task to task is what the retriever gave, and looking at it changes nothing."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from lightning_hyper.analysis.attention import Attention, draw
+from lightning_hyper.modules.retriever import Recall
+from lightning_hyper.objectives import DynamicAlpha
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+TINY_RETRIEVAL = Path(__file__).parents[1] / "tiny_retrieval.yaml"
+
+
+def test_weights_are_gathered_from_task_to_task():
+    """Two tasks, three entries of tasks 0, 1, 1; observations of task 0, 0, 1 with known weights."""
+    weights = torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.02, 0.9, 0.08]])
+    kept = {}
+
+    def recall(seen, places):
+        assert sorted(seen["task"].tolist()) == [0, 0, 1]
+        confidence = weights[order].amax(1)
+        return None, Recall(confidence, confidence, confidence > 0, weights[order], places)
+
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(7))
+    model = SimpleNamespace(
+        clock=SimpleNamespace(frames=7, progress=0.0),
+        retriever=SimpleNamespace(
+            kept_keys=lambda: "as they were", restore_keys=lambda keys, _: kept.update(keys=keys)
+        ),
+        memory=SimpleNamespace(draw=lambda: torch.arange(3), tasks_at=lambda _: torch.tensor([0, 1, 1]), missions="ab"),
+        recall=recall,
+        alpha=DynamicAlpha(floor=0.6),
+        device=None,
+    )
+    task = torch.tensor([[0], [0], [1]])
+    batch = TensorDict({"task": task, "mission": task, "observation": torch.zeros(3, 1, 7, 7, 3)}, batch_size=[3])
+    metrics, matrix = Attention().measure(model, batch)
+    torch.testing.assert_close(matrix, torch.tensor([[0.6, 0.4], [0.02, 0.98]]))
+    assert metrics["own_task"] == pytest.approx((0.5 + 0.7 + 0.98) / 3)
+    # Chance is 1/3 for the observations of task 0 and 2/3 for that of task 1.
+    assert metrics["own_over_chance"] == pytest.approx((0.5 + 0.7 + 0.98) / (1 / 3 + 1 / 3 + 2 / 3))
+    assert metrics["above_floor"] == pytest.approx(2 / 3)
+    assert metrics["alpha"] == pytest.approx(0.7)
+    assert kept["keys"] == "before"
+    assert len(draw([{"frames": 7, **metrics}], matrix.tolist(), ["MiniGrid-A-v0", "B"]).axes) == 4
+
+
+def test_looking_at_attention_leaves_training_alone(tiny):
+    kept_keys = ("--model.init_args.retriever.init_args.refresh", "3")
+    weights = []
+    for run, options in (("with", ()), ("without", ("--trainer.callbacks", "[]"))):
+        assert tiny("fit", "--run", run, *kept_keys, *options, recipe=TINY_RETRIEVAL) == 0
+        folder = Path("runs/tiny") / run
+        assert (folder / "attention.png").exists() == (run == "with")
+        weights.append(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key])
+
+
+def test_a_model_without_a_memory_is_refused(tiny, capsys):
+    assert tiny("fit", "--trainer.callbacks+=Attention") == 2
+    assert "MetaPPO has no memory; take RetrievalPPO" in capsys.readouterr().err
