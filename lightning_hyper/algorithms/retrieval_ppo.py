@@ -57,7 +57,7 @@ class RetrievalPPO(PPO):
             self.recorder = EpisodeRecorder(horizon, self.gamma)
             assert self.spaces is not None
             seed = torch.initial_seed() + self.trainer.global_rank
-            self.memory.begin(self.spaces.image, self.spaces.missions, seed)
+            self.memory.begin(self.spaces.image, self.spaces.missions, seed, self.device)
 
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
         assert self.recorder is not None

@@ -45,13 +45,16 @@ class EpisodicMemory:
         self.entries: TensorDict | None = None  # [capacity]
         self.stamps = torch.zeros(capacity, dtype=torch.int64)  # when each place was written, from 1; 0 for never
 
-    def begin(self, shape: Sequence[int], missions: Sequence[Sequence[str]], seed: int) -> None:
+    def begin(
+        self, shape: Sequence[int], missions: Sequence[Sequence[str]], seed: int, device: torch.device | None = None
+    ) -> None:
         """Say what there is to remember, and seed what is drawn.
 
         Args:
             shape: of an observation.
             missions: texts of each task.
             seed: of the draws.
+            device: where a prefilled memory's entries go.
 
         Raises:
             ValueError: too small for a quota of each task; a prefilled memory of other observations or tasks.
@@ -65,22 +68,22 @@ class EpisodicMemory:
             )
         self.generator.manual_seed(seed)
         if self.prefill is not None:
-            self._prefill(self.prefill, tuple(shape), missions)
+            self._prefill(self.prefill, tuple(shape), device)
 
-    def _prefill(self, path: str, shape: tuple[int, ...], missions: Sequence[Sequence[str]]) -> None:
+    def _prefill(self, path: str, shape: tuple[int, ...], device: torch.device | None) -> None:
         checkpoint = read_checkpoint(path, key="model.memory.prefill")
         held = checkpoint["ranks"][0]["algorithm"].get("memory", {}).get("entries")
         if not held:
             raise ValueError(f"model.memory.prefill: {path} is of a run without a memory, or with an empty one")
         there = checkpoint["spaces"]
-        if tuple(there["image"]) != shape or [list(m) for m in there["missions"]] != [list(m) for m in missions]:
+        if tuple(there["image"]) != shape or tuple(map(tuple, there["missions"])) != self.missions:
             raise ValueError(
                 f"model.memory.prefill: {path} remembers observations {tuple(there['image'])} of the tasks "
                 f"{', '.join(there['tasks'])}; data.env has observations {shape}, or other tasks or missions"
             )
         stamps = checkpoint["ranks"][0]["algorithm"]["memory"]["stamps"]
         newest = stamps.argsort(descending=True)[: min(self.capacity, int((stamps > 0).sum()))].flip(0)
-        rows = TensorDict(held, batch_size=stamps.shape)[newest]
+        rows = TensorDict(held, batch_size=stamps.shape)[newest].to(device)
         self.entries = rows[:1].expand(self.capacity).clone().zero_()
         self._write(torch.arange(len(newest)), rows)
 

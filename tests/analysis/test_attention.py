@@ -28,9 +28,7 @@ def test_weights_are_gathered_from_task_to_task():
     order = torch.randperm(3, generator=torch.Generator().manual_seed(7))
     model = SimpleNamespace(
         clock=SimpleNamespace(frames=7, progress=0.0),
-        retriever=SimpleNamespace(
-            kept_keys=lambda: "as they were", restore_keys=lambda keys, _: kept.update(keys=keys)
-        ),
+        retriever=SimpleNamespace(kept_keys=lambda: "before", restore_keys=lambda keys, _: kept.update(keys=keys)),
         memory=SimpleNamespace(draw=lambda: torch.arange(3), tasks_at=lambda _: torch.tensor([0, 1, 1]), missions="ab"),
         recall=recall,
         alpha=DynamicAlpha(floor=0.6),

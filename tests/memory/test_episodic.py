@@ -1,5 +1,7 @@
 """What enters an episodic memory, what leaves it, and that a state keeps all of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -126,6 +128,24 @@ def test_the_global_generator_is_left_alone():
     held.insert(new([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     held.draw(2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_may_begin_with_the_newest_entries_of_another_runs_checkpoint(tiny):
+    assert tiny("fit", "--run", "a", recipe=Path(__file__).parents[1] / "tiny_retrieval.yaml") == 0
+    path = "runs/tiny/a/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    there, spaces = checkpoint["ranks"][0]["algorithm"]["memory"], checkpoint["spaces"]
+    held = EpisodicMemory(capacity=4, prefill=path)
+    held.begin(spaces["image"], spaces["missions"], 0)
+    newest = there["stamps"].argsort()[-4:]
+    assert there["stamps"][newest[0]] > 0
+    assert values(held) == there["entries"]["value"][newest].tolist()
+    assert torch.equal(held.entries["observation"], there["entries"]["observation"][newest])
+    with pytest.raises(ValueError, match=r"remembers observations \(7, 7, 3\) of the tasks MiniGrid-Empty-5x5-v0, "):
+        memory(prefill=path)
+    assert tiny("fit", "--run", "without", "--frames", "320") == 0
+    with pytest.raises(ValueError, match=r"is of a run without a memory"):
+        memory(prefill="runs/tiny/without/checkpoints/last.ckpt")
 
 
 def test_bad_options_are_named():
