@@ -222,7 +222,7 @@ def test_all_kinds_and_colours_of_things():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_thousands_of_episodes(seed):
     successes, ends = lockstep(TWENTY, 4000, Busybody, seed, copies=2)
     assert successes.sum() + ends.sum() > 1000
