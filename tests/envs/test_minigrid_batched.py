@@ -335,6 +335,19 @@ def test_a_level_with_unknown_things_names_the_way_out():
         del gymnasium.registry["MiniGrid-Surprise-Test-v0"]
 
 
+def test_a_step_compiles_to_one_graph_that_steps_alike():
+    plain, compiled = MiniGrid(14, levels=4), MiniGrid(14, levels=4)
+    for env in (plain, compiled):
+        env.set_seed(0)
+        env.reset()
+    graph = torch.compile(compiled.engine.step, backend="eager", fullgraph=True, dynamic=False)
+    for _ in range(30):
+        action = torch.randint(7, (14,))
+        for theirs, mine in zip(plain.engine.step(action), graph(action), strict=True):
+            assert torch.equal(theirs, mine)
+        assert torch.equal(plain.engine.image, compiled.engine.image)
+
+
 @pytest.mark.gpu
 def test_gpu_steps_equal_cpu_steps():
     cpu, gpu = MiniGrid(40, tasks="twenty"), MiniGrid(40, tasks="twenty", device="cuda")
