@@ -17,16 +17,17 @@ from lightning_hyper.training.mlflow import MLflowLogger
 
 NAME = "trainer.callbacks Attention"
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+DRAWS = 16  # subsets of the memory that alpha is measured with
 
 
 class Attention(Callback):
-    """Measures every so many frames how observations just collected attend to the whole memory.
+    """Measures every so many frames how observations just collected attend to the memory.
 
-    Logs `attention/own_task`, the weight on entries of the observation's own task, and `attention/own_over_chance`,
-    that over the share of those entries in the memory; the median of alpha `attention/alpha`, its largest and smallest
-    tenth `attention/alpha_90`, `attention/alpha_10`, and `attention/above_floor`, the share of observations whose
-    largest weight is above the floor of a dynamic alpha. When training ends it draws them, and the weights from task to
-    task. Training is left as it would be without it.
+    Logs `attention/own_task`, the weight on entries of the observation's own task where the whole memory is asked, and
+    `attention/own_over_chance`, that over the share of those entries in the memory. With subsets drawn as in training
+    it logs the median of alpha `attention/alpha`, its quantiles `attention/alpha_10` to `attention/alpha_90`, and
+    `attention/above_floor`, the share of observations whose largest weight is above the floor of a dynamic alpha. When
+    training ends it draws them, and the weights from task to task. Training is left as it would be without it.
 
     Args:
         every: frames between measurements.
@@ -81,16 +82,20 @@ class Attention(Callback):
         generator = torch.Generator().manual_seed(model.clock.frames)
         rows = torch.randperm(len(task), generator=generator)[: self.observations].to(task.device)
         seen = {key: batch[key].flatten(0, 1)[rows] for key in ("observation", "task", "mission")}
-        kept = model.retriever.kept_keys()
+        keys, generator_state = model.retriever.kept_keys(), model.memory.generator.get_state()
         _, recall = model.recall(seen, model.memory.draw())
-        model.retriever.restore_keys(kept, model.device)
+        drawn = [model.recall(part)[1] for part in TensorDict(seen, batch_size=len(rows)).chunk(DRAWS)]
+        model.retriever.restore_keys(keys, model.device)
+        model.memory.generator.set_state(generator_state)
         assert recall is not None
         entries = model.memory.tasks_at(recall.places)
         count = len(model.memory.missions)
         from_task = torch.nn.functional.one_hot(seen["task"], count).float()
         to_task = torch.nn.functional.one_hot(entries, count).float()
         matrix = (from_task.T @ recall.weights @ to_task) / from_task.sum(0).clamp(min=1).unsqueeze(1)
-        alpha = model.alpha(recall.confidence, model.clock.progress) * recall.known
+        confidence = torch.cat([each.confidence for each in drawn if each is not None])
+        known = torch.cat([each.known for each in drawn if each is not None])
+        alpha = model.alpha(confidence, model.clock.progress) * known
         low, quarter, median, three_quarters, high = alpha.quantile(alpha.new_tensor(QUANTILES)).tolist()
         own = (recall.weights @ to_task).gather(1, seen["task"].unsqueeze(1)).squeeze(1)
         chance = to_task.mean(0)[seen["task"]]
@@ -104,7 +109,7 @@ class Attention(Callback):
             "alpha_90": high,
         }
         if isinstance(model.alpha, DynamicAlpha):
-            metrics["above_floor"] = float((recall.confidence > model.alpha.floor).float().mean())
+            metrics["above_floor"] = float((confidence > model.alpha.floor).float().mean())
         return metrics, matrix
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,29 +20,43 @@ def test_weights_are_gathered_from_task_to_task():
     weights = torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.02, 0.9, 0.08]])
     kept = {}
 
-    def recall(seen, places):
-        assert sorted(seen["task"].tolist()) == [0, 0, 1]
-        confidence = weights[order].amax(1)
-        return None, Recall(confidence, confidence, confidence > 0, weights[order], places)
+    def recall(seen, places=None):
+        mine = weights[seen["observation"][:, 0, 0, 0].long()]
+        if places is None:  # a draw, as in training
+            mine = mine[:, torch.randperm(3, generator=generator)[:2]]
+        confidence = mine.amax(1)
+        return None, Recall(confidence, confidence, confidence > 0, mine, places)
 
-    order = torch.randperm(3, generator=torch.Generator().manual_seed(7))
+    generator = torch.Generator()
+    before = generator.get_state()
     model = SimpleNamespace(
         clock=SimpleNamespace(frames=7, progress=0.0),
         retriever=SimpleNamespace(kept_keys=lambda: "before", restore_keys=lambda keys, _: kept.update(keys=keys)),
-        memory=SimpleNamespace(draw=lambda: torch.arange(3), tasks_at=lambda _: torch.tensor([0, 1, 1]), missions="ab"),
+        memory=SimpleNamespace(
+            draw=lambda: torch.arange(3),
+            tasks_at=lambda _: torch.tensor([0, 1, 1]),
+            missions="ab",
+            generator=generator,
+        ),
         recall=recall,
         alpha=DynamicAlpha(floor=0.6),
         device=None,
     )
     task = torch.tensor([[0], [0], [1]])
-    batch = TensorDict({"task": task, "mission": task, "observation": torch.zeros(3, 1, 7, 7, 3)}, batch_size=[3])
+    batch = TensorDict(
+        {"task": task, "mission": task, "observation": torch.arange(3).view(3, 1, 1, 1, 1)}, batch_size=[3]
+    )
     metrics, matrix = Attention().measure(model, batch)
+    assert torch.equal(generator.get_state(), before)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(7))  # frames are the seed
     torch.testing.assert_close(matrix, torch.tensor([[0.6, 0.4], [0.02, 0.98]]))
     assert metrics["own_task"] == pytest.approx((0.5 + 0.7 + 0.98) / 3)
     # Chance is 1/3 for the observations of task 0 and 2/3 for that of task 1.
     assert metrics["own_over_chance"] == pytest.approx((0.5 + 0.7 + 0.98) / (1 / 3 + 1 / 3 + 2 / 3))
-    assert metrics["above_floor"] == pytest.approx(2 / 3)
-    assert metrics["alpha"] == pytest.approx(0.7)
+    draws = [weights[row, torch.randperm(3, generator=generator)[:2]].max() for row in order]
+    confidences = torch.stack(draws)
+    assert metrics["above_floor"] == pytest.approx((confidences > 0.6).float().mean().item())
+    assert metrics["alpha"] == pytest.approx(confidences.clamp(min=0.6).median().item())
     assert kept["keys"] == "before"
     assert len(draw([{"frames": 7, **metrics}], matrix.tolist(), ["MiniGrid-A-v0", "B"]).axes) == 4
 
