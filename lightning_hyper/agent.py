@@ -107,9 +107,8 @@ class Agent:
             mission, observation = self._mission(observation), observation["image"]
         x = torch.as_tensor(np.asarray(observation))
         if tuple(x.shape[-len(shape) :]) != shape or not 0 <= x.ndim - len(shape) <= 1:
-            raise ValueError(
-                f"observation is {tuple(x.shape)}; this agent takes [num_envs, {str(shape)[1:].strip(',)')}]"
-            )
+            sizes = ", ".join(map(str, shape))
+            raise ValueError(f"observation is {tuple(x.shape)}; this agent takes [num_envs, {sizes}]")
         if getattr(self.policy, "uses_task", False) and self._task is None:
             raise ValueError("this agent's context is the task itself: give it with agent.reset(task=...)")
         single = x.ndim == len(shape)
@@ -143,9 +142,8 @@ class Agent:
             raise ValueError("observation: this agent takes MiniGrid's dictionary with `image` and `mission`")
         texts = np.atleast_1d(np.asarray(observation["mission"], dtype=object))
         names = np.broadcast_to(np.asarray(self._name, dtype=object), texts.shape)
-        pairs = [
-            (name, text) for name, own in zip(self.spaces.tasks, self.spaces.missions, strict=True) for text in own
-        ]
+        of_tasks = zip(self.spaces.tasks, self.spaces.missions, strict=True)
+        pairs = [(task, known) for task, missions in of_tasks for known in missions]
         indices = []
         for name, text in zip(names, texts, strict=True):
             fitting = [k for k, (task, known) in enumerate(pairs) if known == text and name in (None, task)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +44,7 @@ class Checkpoints(Checkpoint):
         self.monitor, self.mode, self.every = monitor, mode, every
         self.best: float | None = None
         self.kept = 0
+        self._frames: dict[tuple[Path, int], int | None] = {}  # of each checkpoint file, by when it was written
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -72,7 +72,9 @@ class Checkpoints(Checkpoint):
                 for name in copies:
                     shutil.copyfile(last, partial)
                     os.replace(partial, folder / name)
-                _drop_buffers(folder)
+                for name in ("last.ckpt", *copies):
+                    self._frames[_version(folder / name)] = frames
+                self._drop_buffers(folder)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(f"root: cannot write a checkpoint in {folder} ({error}); earlier ones are whole") from error
@@ -91,6 +93,26 @@ class Checkpoints(Checkpoint):
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
+    def _drop_buffers(self, folder: Path) -> None:
+        """Delete the replay buffers of a folder that go with none of the checkpoints there."""
+        if not (buffers := set(folder.glob(f"{BUFFER}*"))):
+            return
+        frames = {self._frames_of(path) for path in folder.glob("*.ckpt")}
+        if None not in frames:
+            for path in buffers - {folder / f"{BUFFER}{count}" for count in frames}:
+                shutil.rmtree(path)
+
+    def _frames_of(self, path: Path) -> int | None:
+        """Frames of a checkpoint file; None where it is not whole, such as one being copied."""
+        # Read only where this process did not write it: a run that goes on from an older checkpoint finds such files.
+        if (version := _version(path)) not in self._frames:
+            try:
+                self._frames[version] = int(read_checkpoint(path)["frames"])
+            except CheckpointError as error:
+                rank_zero_warn(f"{error}; no replay buffer is deleted meanwhile")
+                self._frames[version] = None
+        return self._frames[version]
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "kept": self.kept}
 
@@ -98,25 +120,8 @@ class Checkpoints(Checkpoint):
         self.best, self.kept = state_dict["best"], state_dict["kept"]
 
 
-def _drop_buffers(folder: Path) -> None:
-    """Delete the replay buffers of a folder that go with none of the checkpoints there."""
-    if not (buffers := set(folder.glob(f"{BUFFER}*"))):
-        return
-    # The files are asked, as a run that goes on from an older checkpoint finds some that its state does not know of.
-    frames = {_frames(path, path.stat().st_mtime_ns) for path in folder.glob("*.ckpt")}
-    if None not in frames:
-        for path in buffers - {folder / f"{BUFFER}{count}" for count in frames}:
-            shutil.rmtree(path)
-
-
-@lru_cache
-def _frames(path: Path, written: int) -> int | None:
-    """Frames of the checkpoint file that was `written` then; None where it is not whole, such as one being copied."""
-    try:
-        return int(read_checkpoint(path)["frames"])
-    except CheckpointError as error:
-        rank_zero_warn(f"{error}; no replay buffer is deleted meanwhile")
-        return None
+def _version(path: Path) -> tuple[Path, int]:
+    return path, path.stat().st_mtime_ns
 
 
 class RunState(Callback):
