@@ -49,6 +49,8 @@ class Experience(LightningDataModule, ABC):
         self.make_env: Callable[..., BatchedEnv] = env  # its arguments may be given anew, by keyword
         self.batches_per_epoch, self.eval_envs, self.seed = batches_per_epoch, eval_envs, seed
         self.eval_mode, self.eval_seed = eval_mode, eval_seed
+        self._source: Any = None  # what `begin` made
+        self._restored: dict[str, Any] | None = None
 
     # What a subclass supplies.
 
@@ -58,16 +60,14 @@ class Experience(LightningDataModule, ABC):
         """Frames of each environment in a batch."""
 
     @abstractmethod
+    def begin(self, restored: dict[str, Any] | None) -> Any:
+        """A sized iterable of collected batches with a `state_dict`; where `restored` is one, it goes on from there."""
+
+    # What it does unless a subclass says otherwise.
+
     def evaluate(self) -> TensorDict:
         """What the policy does in `eval_env`, begun afresh."""
-
-    @abstractmethod
-    def collection_state(self) -> dict[str, Any]:
-        """State of this rank's collection: what exact continuation needs, apart from the policy."""
-
-    @abstractmethod
-    def restore_collection(self, state: dict[str, Any]) -> None:
-        """Continue from `collection_state` when collection begins."""
+        return first_episodes(self.eval_env, self.policy)
 
     def save_buffer(self, folder: Path) -> bool:
         """Write what is too large for a checkpoint into a folder; False where there is nothing of the kind."""
@@ -75,6 +75,14 @@ class Experience(LightningDataModule, ABC):
 
     def restore_buffer(self, folder: Path) -> None:
         """Read what `save_buffer` wrote when collection begins."""
+
+    def collection_state(self) -> dict[str, Any]:
+        """State of this rank's collection: what exact continuation needs, apart from the policy."""
+        return self._source.state_dict() if self._source is not None else {}
+
+    def restore_collection(self, state: dict[str, Any]) -> None:
+        """Continue from `collection_state` when collection begins."""
+        self._restored = state or None
 
     # What Lightning calls.
 
@@ -85,6 +93,11 @@ class Experience(LightningDataModule, ABC):
         self.env.set_seed(self.seed + 7919 * self.trainer.global_rank)
         # The wide environment that training uses has no part in an evaluation.
         self.eval_env = self.make_env(device=str(device), num_envs=self.eval_envs)
+
+    def train_dataloader(self) -> Any:
+        if self._source is None:
+            self._source = self.begin(self._restored)
+        return self._source
 
     def val_dataloader(self) -> Evaluation:
         return self._evaluation(0)

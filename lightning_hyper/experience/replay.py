@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Bounded
 
 from lightning_hyper.envs import BatchedEnv, EpisodeEnv
-from lightning_hyper.experience.base import Collection, Experience, first_episodes
+from lightning_hyper.experience.base import Collection, Experience
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch, Seen
 from lightning_hyper.modules import ReturnScale
 
@@ -98,8 +98,6 @@ class Replay(Experience):
         self.prioritized = None if prioritized is None else (prioritized[0], prioritized[1])
         self.storage, self.buffer_device = storage, buffer_device
         self.reward_scale = None if reward_discount is None else ReturnScale(reward_discount, carry=True)
-        self._frames: ReplayedFrames | None = None
-        self._restored: dict[str, Any] | None = None
         self._restored_buffer: Path | None = None
 
     @property
@@ -133,11 +131,9 @@ class Replay(Experience):
             raise ValueError(
                 f"data.warmup_frames is {self.warmup_frames:,} and frames only {budget:,}: nothing would be learned"
             )
-        if self._frames is None:
-            self._frames = self._begin()
-        return self._frames
+        return cast(ReplayedFrames, super().train_dataloader())
 
-    def _begin(self) -> ReplayedFrames:
+    def begin(self, restored: dict[str, Any] | None) -> ReplayedFrames:
         assert self.trainer is not None
         device = self.buffer_device or str(self.env.device)
         folder = None
@@ -168,8 +164,8 @@ class Replay(Experience):
             f"Replay buffer: {buffer.capacity:,} frames of {size} bytes, {buffer.capacity * size / 2**20:,.0f} MiB "
             f"in {where} when full"
         )
-        if self._restored is not None:
-            frames.load_state_dict(self._restored)
+        if restored is not None:
+            frames.load_state_dict(restored)
             assert self._restored_buffer is not None
             buffer.load(self._restored_buffer, self._row())
         return frames
@@ -179,20 +175,11 @@ class Replay(Experience):
         first = (0,) * self.env.batch_dims
         return CompactReplayBuffer.row(carried["observation"][first], carried["action"][first])
 
-    def evaluate(self) -> TensorDict:
-        return first_episodes(self.eval_env, self.policy)
-
-    def collection_state(self) -> dict[str, Any]:
-        return self._frames.state_dict() if self._frames is not None else {}
-
-    def restore_collection(self, state: dict[str, Any]) -> None:
-        self._restored = state or None
-
     def save_buffer(self, folder: Path) -> bool:
-        if self._frames is None:
+        if self._source is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        self._frames.buffer.save(folder)
+        self._source.buffer.save(folder)
         return True
 
     def restore_buffer(self, folder: Path) -> None:

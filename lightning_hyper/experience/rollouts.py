@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
 from lightning_hyper.envs import BatchedEnv, TrialEnv
-from lightning_hyper.experience.base import Collection, Experience, first_episodes
+from lightning_hyper.experience.base import Collection, Experience
 
 
 class EpisodeRollouts(Experience):
@@ -30,29 +30,17 @@ class EpisodeRollouts(Experience):
         if steps is not None and steps < 1:
             raise ValueError(f"data.steps is {steps}; it must be at least 1")
         self._steps = steps
-        self._rollouts: Rollouts | None = None
-        self._restored: dict[str, Any] | None = None
 
     @property
     def steps(self) -> int:
         """Frames of each environment in a batch."""
         return self._steps or self.env.horizon
 
-    def train_dataloader(self) -> Rollouts:
-        if self._rollouts is None:
-            self._rollouts = Rollouts(self.env, self.policy, self.steps, self.batches_per_epoch)
-            if self._restored is not None:
-                self._rollouts.load_state_dict(self._restored)
-        return self._rollouts
-
-    def evaluate(self) -> TensorDict:
-        return first_episodes(self.eval_env, self.policy)
-
-    def collection_state(self) -> dict[str, Any]:
-        return self._rollouts.state_dict() if self._rollouts is not None else {}
-
-    def restore_collection(self, state: dict[str, Any]) -> None:
-        self._restored = state or None
+    def begin(self, restored: dict[str, Any] | None) -> Rollouts:
+        rollouts = Rollouts(self.env, self.policy, self.steps, self.batches_per_epoch)
+        if restored is not None:
+            rollouts.load_state_dict(restored)
+        return rollouts
 
 
 class TrialRollouts(EpisodeRollouts):

@@ -7,15 +7,15 @@ before the clock starts. On a GPU the engine is timed there too, plain and compi
 
 import os
 import statistics
-import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from mujoco_stepping import rate
 
 from lightning_hyper.envs import MiniGrid
 
-SIZES, GPU_SIZES, WINDOWS, SECONDS, LEVELS = (16, 256, 1024, 4096), (1024, 16384, 65536), 7, 0.4, 256
+SIZES, GPU_SIZES, WINDOWS, LEVELS = (16, 256, 1024, 4096), (1024, 16384, 65536), 7, 256
 
 
 def made(num_envs, engine, device="cpu"):
@@ -50,14 +50,6 @@ def in_torchrl(num_envs, engine, device="cpu"):
         state[0] = env.step_and_maybe_reset(state[0])[1]
 
     return num_envs, once
-
-
-def rate(count, once):
-    start, t = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < SECONDS:
-        once(t)
-        t += 1
-    return count * t / passed
 
 
 def spread(values, form):
