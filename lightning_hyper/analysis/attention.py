@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_hyper.algorithms.retrieval_ppo import RetrievalPPO
+from lightning_hyper.analysis.report import short_task
 from lightning_hyper.objectives import DynamicAlpha
 from lightning_hyper.training.mlflow import MLflowLogger
 
@@ -124,7 +125,7 @@ def draw(rows: Sequence[dict[str, float]], matrix: Sequence[Sequence[float]], ta
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    names = [task.removeprefix("MiniGrid-").removesuffix("-v0") for task in tasks]
+    names = [short_task(task) for task in tasks]
     side = 3.5 + 0.28 * len(tasks)
     figure = Figure(figsize=(side + 6, max(4.5, side)), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=[side, 6])

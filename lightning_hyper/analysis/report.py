@@ -196,7 +196,7 @@ def _training_runs(client: MlflowClient, experiment_id: str, metric: str, notes:
         frames, values = _history(client, run.info.run_id, metric)
         _, speeds = _history(client, run.info.run_id, "time/frames_per_second")
         parts = {
-            f"episode {match[1]}" if match[1] else re.sub(r"^MiniGrid-|-v0$", "", match[2]): value
+            f"episode {match[1]}" if match[1] else short_task(match[2]): value
             for key, value in run.data.metrics.items()
             if (match := re.fullmatch(r"eval/(?:episode_(\d+)|return/(.+))", key))
         }
@@ -278,6 +278,11 @@ def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
             ]
         )
     return Environment(name, series, header, rows, folder / f"{_slug(name)}.png")
+
+
+def short_task(task: str) -> str:
+    """An id of MiniGrid as tables and pictures show it, without what nearly all have."""
+    return task.removeprefix("MiniGrid-").removesuffix("-v0")
 
 
 def _by_number(name: str) -> list[str | int]:
