@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_hyper.algorithms.off_policy import OffPolicy
+from lightning_hyper.analysis.figures import over_frames
 from lightning_hyper.analysis.gradients import (
     apart,
     check_rollouts,
@@ -21,15 +21,17 @@ from lightning_hyper.analysis.gradients import (
     true_action_gradient,
     update_variance,
 )
+from lightning_hyper.analysis.measurements import Measurements
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.modules.critic import frozen
-from lightning_hyper.training.mlflow import MLflowLogger
 
-NAME = "trainer.callbacks GradientSimilarity"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 WIDTH = 256  # rollouts side by side; a simulator takes a few megabytes
 
 
-class GradientSimilarity(Callback):
+class GradientSimilarity(Measurements):
     """Measures every so many frames how the critic's action gradient compares with that of true returns.
 
     Logs, and draws over frames when training ends, `gradient/cosine` and its `gradient/reliability` (see
@@ -37,6 +39,7 @@ class GradientSimilarity(Callback):
     over minibatches of the replay buffer. Training is left as it would be without it.
 
     Args:
+        name: of the metrics, in place of `gradient`, and of the picture; two protocols in one run need two.
         every: frames between measurements, made at the end of the epoch in which they fall.
         states: states that are measured at, from as many episodes of the policy with its exploration noise.
         rollouts: perturbed actions of one fit, of which two are made. The paper's 15 leave much noise.
@@ -59,6 +62,7 @@ class GradientSimilarity(Callback):
     def __init__(
         self,
         *,
+        name: str = "gradient",
         every: int = 5_000,
         states: int = 16,
         rollouts: int = 60,
@@ -70,51 +74,31 @@ class GradientSimilarity(Callback):
         minibatches: int = 10,
         seed: int = 0,
     ) -> None:
-        counts = {"every": every, "states": states, "horizon": horizon, "within": within, "minibatches": minibatches}
-        for key, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{NAME}.{key} is {count}; it must be at least 1")
+        super().__init__(name, every, states=states, horizon=horizon, within=within, minibatches=minibatches)
         for key, size in (("sigma", sigma), ("offset", offset)):
             if size <= 0:
-                raise ValueError(f"{NAME}.{key} is {size}; it must be positive")
+                raise ValueError(f"{self.key}.{key} is {size}; it must be positive")
         if protocol not in ("paper", "offset"):
-            raise ValueError(f"{NAME}.protocol is {protocol!r}; it must be 'paper' or 'offset'")
-        self.every, self.states, self.rollouts, self.horizon, self.sigma = every, states, rollouts, horizon, sigma
+            raise ValueError(f"{self.key}.protocol is {protocol!r}; it must be 'paper' or 'offset'")
+        self.states, self.rollouts, self.horizon, self.sigma = states, rollouts, horizon, sigma
         self.protocol, self.offset, self.within = protocol, offset, within
         self.minibatches, self.seed = minibatches, seed
-        self.rows: list[dict[str, float]] = []
         self._envs: tuple[BatchedEnv, BatchedEnv] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         if not isinstance(pl_module, OffPolicy):
-            raise ValueError(f"{NAME}: model {type(pl_module).__name__} has no Q-function; take TD3 or SAC")
+            raise ValueError(f"{self.key}: model {type(pl_module).__name__} has no Q-function; take TD3 or SAC")
         env = cast(Any, trainer).datamodule.env
         if not hasattr(env, "advance"):
-            raise ValueError(f"{NAME}: data.env {type(env).__name__} has no simulator to branch from")
-        check_rollouts(self.rollouts, env.action_spec.shape[-1], f"{NAME}.")
+            raise ValueError(f"{self.key}: data.env {type(env).__name__} has no simulator to branch from")
+        check_rollouts(self.rollouts, env.action_spec.shape[-1], f"{self.key}.")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, OffPolicy)
-        frames = pl_module.clock.frames
-        measured = self.rows[-1]["frames"] if self.rows else 0
-        if frames // self.every <= measured // self.every or not trainer.is_global_zero:
-            return
-        metrics = self.measure(pl_module, trainer)
-        self.rows.append({"frames": frames, **metrics})
-        for logger in trainer.loggers:
-            logger.log_metrics({f"gradient/{name}": value for name, value in metrics.items()}, frames)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.rows or not trainer.is_global_zero:
-            return
-        path = Path(trainer.default_root_dir) / "gradients.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw(self.rows).savefig(path, dpi=150)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.log_artifact(path, "pictures")
+        if self.due(trainer, pl_module):
+            self.add(trainer, pl_module, self.measure(pl_module, trainer))
 
     def measure(self, model: OffPolicy, trainer: Trainer) -> dict[str, float]:
         """What is logged, by name without `gradient/`, for the model as it is now."""
@@ -154,38 +138,25 @@ class GradientSimilarity(Callback):
             )
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+    def draw(self, model: OffPolicy) -> Figure:
+        """`cosine` and `reliability` over frames."""
+        from matplotlib.figure import Figure
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-
-def draw(rows: Sequence[dict[str, float]]) -> Any:
-    """A figure of `cosine` and `reliability` over `frames`, a row for each measurement."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    frames = [row["frames"] for row in rows]
-    for name, label, colour, dash in (
-        ("cosine", "critic and true return", "#0072B2", "-"),
-        ("reliability", "two estimates of the true return", "#444444", "--"),
-    ):
-        axes.plot(frames, [row[name] for row in rows], dash, color=colour, linewidth=2, marker="o", markersize=4)
-        axes.plot([], [], dash, color=colour, linewidth=2, label=label)
-    axes.axhline(0, color="#888888", linewidth=1, zorder=0)
-    axes.set_title("Action gradients: cosine between", loc="left", fontweight="bold")
-    axes.set_xlabel("environment frames")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_ylim(min(0.0, *(row[name] for row in rows for name in ("cosine", "reliability"))) - 0.05, 1.05)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
-    return figure
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        frames = [row["frames"] for row in self.rows]
+        for name, label, colour, dash in (
+            ("cosine", "critic and true return", "#0072B2", "-"),
+            ("reliability", "two estimates of the true return", "#444444", "--"),
+        ):
+            heights = [row[name] for row in self.rows]
+            axes.plot(frames, heights, dash, color=colour, linewidth=2, marker="o", markersize=4, label=label)
+        axes.axhline(0, color="#888888", linewidth=1, zorder=0)
+        axes.set_title("Action gradients: cosine between", loc="left", fontweight="bold")
+        axes.set_ylim(min(0.0, *(row[name] for row in self.rows for name in ("cosine", "reliability"))) - 0.05, 1.05)
+        over_frames(axes)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+        return figure
 
 
 def _on_cpu(module: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hyper.analysis.figures import over_frames, short_task
 from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
 
 if TYPE_CHECKING:
@@ -280,11 +281,6 @@ def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
     return Environment(name, series, header, rows, folder / f"{_slug(name)}.png")
 
 
-def short_task(task: str) -> str:
-    """An id of MiniGrid as tables and pictures show it, without what nearly all have."""
-    return task.removeprefix("MiniGrid-").removesuffix("-v0")
-
-
 def _by_number(name: str) -> list[str | int]:
     """A key that puts episode 2 before episode 10."""
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
@@ -372,7 +368,6 @@ def _draw(env: Environment, metric: str, references: Mapping[str, float], colour
     """Draw the learning curves: a line and a shaded interval for each method, its name where the line ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(8, max(4.5, 0.26 * (len(env.series) + len(references)))), layout="constrained")
     FigureCanvasAgg(figure)
@@ -394,13 +389,8 @@ def _draw(env: Environment, metric: str, references: Mapping[str, float], colour
         axes.axhline(height, color="#888888", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         ends.append((height, label, "#666666"))
     axes.set_title(env.name, loc="left", fontweight="bold")
-    axes.set_xlabel("environment frames")
+    over_frames(axes)
     axes.set_ylabel(metric)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
     _name_lines(axes, ends)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from lightning_hyper.analysis.attention import Attention, draw
+from lightning_hyper.analysis.attention import Attention
 from lightning_hyper.modules.retriever import Recall
 from lightning_hyper.objectives import DynamicAlpha
 
@@ -41,12 +41,14 @@ def test_weights_are_gathered_from_task_to_task():
         recall=recall,
         alpha=DynamicAlpha(floor=0.6),
         device=None,
+        spaces=SimpleNamespace(tasks=["MiniGrid-A-v0", "B"]),
     )
     task = torch.tensor([[0], [0], [1]])
     batch = TensorDict(
         {"task": task, "mission": task, "observation": torch.arange(3).view(3, 1, 1, 1, 1)}, batch_size=[3]
     )
-    metrics, matrix = Attention().measure(model, batch)
+    watching = Attention()
+    metrics, matrix = watching.measure(model, batch)
     assert torch.equal(generator.get_state(), before)
     order = torch.randperm(3, generator=torch.Generator().manual_seed(7))  # frames are the seed
     torch.testing.assert_close(matrix, torch.tensor([[0.6, 0.4], [0.02, 0.98]]))
@@ -58,7 +60,8 @@ def test_weights_are_gathered_from_task_to_task():
     assert metrics["above_floor"] == pytest.approx((confidences > 0.6).float().mean().item())
     assert metrics["alpha"] == pytest.approx(confidences.clamp(min=0.6).median().item())
     assert kept["keys"] == "before"
-    assert len(draw([{"frames": 7, **metrics}], matrix.tolist(), ["MiniGrid-A-v0", "B"]).axes) == 4
+    watching.load_state_dict({"rows": [{"frames": 7, **metrics}], "matrix": matrix.tolist()})
+    assert len(watching.draw(model).axes) == 4
 
 
 def test_looking_at_attention_leaves_training_alone(tiny):

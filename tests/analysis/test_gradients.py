@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from lightning_hyper.algorithms.sac import SAC
 from lightning_hyper.algorithms.td3 import TD3
-from lightning_hyper.analysis.gradient_similarity import GradientSimilarity, draw
+from lightning_hyper.analysis.gradient_similarity import GradientSimilarity
 from lightning_hyper.analysis.gradients import (
     States,
     critic_action_gradient,
@@ -242,7 +242,7 @@ def test_training_is_bit_identical_with_and_without(tmp_path, algorithm, protoco
         assert {*row} == {"frames", "cosine", "reliability", "vanishing", "update_variance"}
         assert all(np.isfinite(list(row.values())))
         assert row["update_variance"] > 0
-    assert (tmp_path / "gradients.png").stat().st_size > 5000
+    assert (tmp_path / "gradient.png").stat().st_size > 5000
 
 
 def test_a_measurement_depends_on_the_frame_and_the_model_alone(tmp_path):
@@ -257,7 +257,9 @@ def test_a_measurement_depends_on_the_frame_and_the_model_alone(tmp_path):
 
 def test_the_picture_has_a_curve_for_each():
     rows = [{"frames": k, "cosine": 0.1 * k, "reliability": 0.9} for k in range(5)]
-    (axes,) = draw(rows).axes
+    watching = similarity()
+    watching.load_state_dict({"rows": rows})
+    (axes,) = watching.draw(None).axes
     drawn = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 5]
     np.testing.assert_allclose(drawn, [[0, 0.1, 0.2, 0.3, 0.4], [0.9] * 5])
 
@@ -284,8 +286,9 @@ RECIPE = {
         "callbacks": [
             {
                 "class_path": "GradientSimilarity",
-                "init_args": {"every": 50, "states": 3, "rollouts": 4, "horizon": 3, "within": 5},
+                "init_args": {"every": 50, "states": 3, "rollouts": 4, "horizon": 3, "within": 5, **options},
             }
+            for options in ({}, {"name": "at_policy", "protocol": "paper"})
         ],
     },
     "data": {
@@ -315,10 +318,13 @@ def test_a_recipe_names_it_and_mlflow_has_its_metrics_and_picture(tmp_path, monk
     assert main(["fit", "-c", "watched.yaml", "--run", "a"]) == 0
     client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
     (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    points = client.get_metric_history(run.info.run_id, "gradient/cosine")
-    assert [point.step for point in points] == [50, 100]
-    assert "gradient/reliability" in run.data.metrics
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/gradients.png"]
+    for name in ("gradient", "at_policy"):
+        points = client.get_metric_history(run.info.run_id, f"{name}/cosine")
+        assert [point.step for point in points] == [50, 100]
+        assert f"{name}/reliability" in run.data.metrics
+    assert run.data.metrics["gradient/cosine"] != run.data.metrics["at_policy/cosine"]
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id, "pictures")}
+    assert pictures == {"pictures/gradient.png", "pictures/at_policy.png"}
 
 
 def test_models_environments_and_fits_that_cannot_be_measured_are_named(tiny, tmp_path, capfd):
