@@ -162,6 +162,7 @@ def _run(verb: str, rest: list[str]) -> int:
         given = {key: value for key, value in there.items() if key not in ("run", "parent")}
     if not given and not {"-h", "--help"} & set(rest):
         raise RecipeError("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
+    rest = _nulls_into(given, rest)
     command = Command(
         Algorithm,
         LightningDataModule,
@@ -314,6 +315,23 @@ def _take(arguments: list[str], *options: str) -> tuple[list[str], list[str]]:
             others.append(arguments[i])
         i += 1
     return values, others
+
+
+def _nulls_into(recipe: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Set to null in the recipe what `arguments` set to null; returns the other arguments.
+
+    On the command line jsonargparse takes a null below a factory, such as `model.init_args.retriever`, for the text
+    "None", which it then refuses.
+    """
+    for key in sorted({part.partition("=")[0] for part in arguments if re.match(r"--(model|data)\.", part)}):
+        values, others = _take(arguments, key)
+        *path, name = key.removeprefix("--").split(".")
+        place: Any = recipe
+        for step in path:
+            place = place.get(step) if isinstance(place, dict) else None
+        if values and values[-1] == "null" and isinstance(place, dict):
+            place[name], arguments = None, others
+    return arguments
 
 
 def _newest(base: Path, run: str, name: str) -> Path:

@@ -78,6 +78,14 @@ def test_unknown_keys_classes_and_wrong_types_are_named(tiny, capfd, arguments, 
     assert len(line) < 500
 
 
+def test_null_reaches_what_lies_below_a_factory(tiny):
+    subset = "--model.init_args.retriever.init_args.subset"
+    retrieval = Path(__file__).parent / "tiny_retrieval.yaml"
+    assert tiny("fit", "--run", "a", subset, "7", f"{subset}=null", "--frames", "192", recipe=retrieval) == 0
+    recipe = torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["recipe"]
+    assert recipe["model"]["init_args"]["retriever"]["init_args"]["subset"] is None
+
+
 def test_unknown_recipe_suggests_the_nearest(tiny, capfd):
     assert tiny("fit", recipe="recurrent/gridnavi_rnn_hm") == 2
     assert "recurrent/gridnavi_rnn_hn" in capfd.readouterr().err
