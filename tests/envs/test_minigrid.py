@@ -24,15 +24,6 @@ def actions_for(env, steps, seed=0):
     return torch.where(torch.rand(drawn.shape, generator=generator) < 0.5, 2, drawn)
 
 
-def play(env, step, actions):
-    found = []
-    for action in actions:
-        step["action"] = action
-        full, step = env.step_and_maybe_reset(step)
-        found.append(full["next"].clone())
-    return torch.stack(found), step
-
-
 def started(env, seed=0):
     env.set_seed(seed)
     return env.reset()
@@ -114,7 +105,7 @@ def test_every_step_equals_the_packages(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_partial_reset_leaves_the_others_alone(engine):
+def test_partial_reset_leaves_the_others_alone(play, engine):
     env = MiniGrid(4, tasks=["MiniGrid-FourRooms-v0", "MiniGrid-KeyCorridorS3R3-v0"], engine=engine)
     following, step = play(env, started(env), actions_for(env, 20))
     step["_reset"] = torch.tensor([[False], [True], [False], [True]])
@@ -133,7 +124,7 @@ def test_partial_reset_leaves_the_others_alone(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_returned_entries_are_not_changed_by_later_steps(engine):
+def test_returned_entries_are_not_changed_by_later_steps(play, engine):
     env = MiniGrid(3, tasks=SHORT, engine=engine)
     step = started(env)
     step["action"] = actions_for(env, 1)[0]
@@ -146,7 +137,7 @@ def test_returned_entries_are_not_changed_by_later_steps(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_fresh_object_continues_bit_for_bit(engine):
+def test_a_fresh_object_continues_bit_for_bit(play, engine):
     tasks = [*SHORT, "MiniGrid-KeyCorridorS3R1-v0"]
     env, other = (MiniGrid(6, tasks=tasks, engine=engine, levels=7, refresh=3) for _ in range(2))
     actions = actions_for(env, 200)
@@ -166,7 +157,7 @@ def test_a_fresh_object_continues_bit_for_bit(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_loading_replaces_an_episode_under_way(engine):
+def test_loading_replaces_an_episode_under_way(play, engine):
     env = MiniGrid(3, tasks=SHORT, engine=engine)
     _, step = play(env, started(env, 1), actions_for(env, 15))
     state, start = env.save_state(), step.clone()

@@ -50,16 +50,6 @@ def actions_for(env, steps, seed=0, scale=1.0):
     return unit * env.action_spec.high * scale
 
 
-def play(env, step, actions):
-    """The entries that follow each action, and the start of what comes next."""
-    found = []
-    for action in actions:
-        step["action"] = action
-        full, step = env.step_and_maybe_reset(step)
-        found.append(full["next"].clone())
-    return torch.stack(found), step
-
-
 @pytest.mark.parametrize(("name", "features", "bound"), FAMILIES)
 def test_specs_hold_and_are_gymnasiums(name, features, bound):
     env, other = made(name, 3), reference(name)
@@ -198,7 +188,7 @@ def test_termination_at_the_limit_is_no_truncation():
     assert [following[key].item() for key in ("done", "terminated", "truncated")] == [True, True, False]
 
 
-def test_episode_return_sums_the_rewards_since_the_reset():
+def test_episode_return_sums_the_rewards_since_the_reset(play):
     env = InvertedPendulum(4, episode_steps=20)
     env.set_seed(0)
     following, _ = play(env, env.reset(), actions_for(env, 60))
@@ -212,7 +202,7 @@ def test_episode_return_sums_the_rewards_since_the_reset():
         assert episodes >= 3
 
 
-def test_partial_reset_leaves_the_others_alone():
+def test_partial_reset_leaves_the_others_alone(play):
     env = Ant(4)
     env.set_seed(0)
     following, step = play(env, env.reset(), actions_for(env, 20))
@@ -230,7 +220,7 @@ def test_partial_reset_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fresh_object_continues_bit_for_bit(name):
+def test_a_fresh_object_continues_bit_for_bit(play, name):
     env, other = (made(name, 3, episode_steps=40) for _ in range(2))
     env.set_seed(0)
     actions = actions_for(env, 100)
@@ -252,7 +242,7 @@ def test_a_fresh_object_continues_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", ["HalfCheetah", "Ant", "Hopper"])
-def test_threads_change_nothing(name):
+def test_threads_change_nothing(play, name):
     found = []
     for threads in (1, 2, 3):
         env = made(name, 7, episode_steps=30, threads=threads)
@@ -296,7 +286,7 @@ def test_half_cheetah_is_gymnasiums_model_without_its_warning(capfd, tmp_path, m
         assert np.array_equal(getattr(mine, key), getattr(theirs, key)), key
 
 
-def test_returned_entries_are_not_changed_by_later_steps():
+def test_returned_entries_are_not_changed_by_later_steps(play):
     env = HalfCheetah(2)
     step = env.reset()
     kept, copy = step, step.clone()
@@ -326,7 +316,7 @@ def test_the_base_is_not_an_environment():
 
 
 @pytest.mark.gpu
-def test_entries_live_on_the_device():
+def test_entries_live_on_the_device(play):
     env = Hopper(3, device="cuda")
     following, _ = play(env, env.reset(), actions_for(env, 5))
     assert {value.device.type for value in following.values()} == {"cuda"}

@@ -9,15 +9,6 @@ from torchrl.envs.utils import check_env_specs
 from lightning_hyper.envs import Pendulum
 
 
-def play(env, step, torques):
-    found = []
-    for torque in torques:
-        step["action"] = torque
-        full, step = env.step_and_maybe_reset(step)
-        found.append(full["next"].clone())
-    return torch.stack(found), step
-
-
 def torques_for(env, steps, bound=2.0):
     unit = torch.rand(steps, *env.action_spec.shape, generator=torch.Generator().manual_seed(0))
     return (unit * 2 - 1) * bound
@@ -74,7 +65,7 @@ def test_truncation_at_the_limit_is_no_termination():
     torch.testing.assert_close(batch["next", "episode_return"].view(2, 2, 4)[..., -1], returned)
 
 
-def test_partial_reset_leaves_the_others_alone():
+def test_partial_reset_leaves_the_others_alone(play):
     env = Pendulum(3)
     env.set_seed(0)
     following, step = play(env, env.reset(), torques_for(env, 5))
@@ -87,7 +78,7 @@ def test_partial_reset_leaves_the_others_alone():
     assert after["is_init"].squeeze(-1).tolist() == [False, True, False]
 
 
-def test_a_fresh_object_continues_bit_for_bit():
+def test_a_fresh_object_continues_bit_for_bit(play):
     env = Pendulum(3, episode_steps=40)
     env.set_seed(0)
     torques = torques_for(env, 100)
@@ -123,7 +114,7 @@ def test_bad_shapes_are_refused():
 
 
 @pytest.mark.gpu
-def test_gpu_steps_equal_cpu_steps():
+def test_gpu_steps_equal_cpu_steps(play):
     cpu, gpu = Pendulum(16), Pendulum(16, device="cuda")
     start = cpu.reset()
     gpu.load_state({**gpu.save_state(), **{k: v for k, v in cpu.save_state().items() if k != "generator"}})
