@@ -78,6 +78,7 @@ def bench(session: nox.Session) -> None:
         "minigrid_stepping.py",
         "minigrid_training.py",
         "off_policy_training.py",
+        "replay_memory.py",
     )
     for script in scripts:
         run(session, f"tests/bench/{script}", *session.posargs)
