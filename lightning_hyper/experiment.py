@@ -74,6 +74,7 @@ class Command(LightningCLI):
         add(
             "--tracking_uri", type=str | None, default=None, help="MLflow server; a database under the root by default."
         )
+        add("--weights", type=str | None, default=None, help="Checkpoint whose weights training begins with.")
         add("--stop_at_return", type=float | None, default=None, help="End early at this eval/return.")
         add("--video", type=int, default=300, help="Frames of the video of the trained policy; 0 makes none.")
         add("--threads", type=int | None, default=None, help="Threads of PyTorch; OMP_NUM_THREADS, else 1, by default.")
@@ -221,6 +222,8 @@ def _execute(verb: str, command: Command, folder: Path, source: Path | None, con
     )
     logger.open()
     logger.clock = command.model.clock
+    if verb == "fit" and config.weights is not None and not continued:
+        command.model.weights = Path(config.weights)
     logger.log_hyperparams(recipe)
     logger.log_text(yaml.safe_dump(recipe, sort_keys=False), "recipe.yaml")
     stop = GracefulStop()

@@ -86,6 +86,23 @@ def test_null_reaches_what_lies_below_a_factory(tiny):
     assert recipe["model"]["init_args"]["retriever"]["init_args"]["subset"] is None
 
 
+def test_training_begins_with_the_weights_of_a_checkpoint(tiny, capfd):
+    retrieval = Path(__file__).parent / "tiny_retrieval.yaml"
+    absent = ("--data.init_args.env.init_args.absent", "[MiniGrid-DistShift1-v0]")
+    first, second = (f"runs/tiny/{run}/checkpoints/last.ckpt" for run in "ab")
+    later = ("fit", "--weights", first, "--frames", "96")
+    assert tiny("fit", "--run", "a", *absent, "--frames", "192", recipe=retrieval) == 0
+    assert tiny(*later, "--run", "b", "--model.init_args.lr", "1e-30", recipe=retrieval) == 0
+    there, here = (torch.load(path, weights_only=True) for path in (first, second))
+    assert (there["frames"], here["frames"]) == (192, 96)
+    for name, tensor in there["state_dict"].items():
+        torch.testing.assert_close(here["state_dict"][name], tensor, rtol=0, atol=0)
+    assert tiny(*later, "--run", "c", "--model.init_args.actor.init_args.hidden", "[5]", recipe=retrieval) == 2
+    assert "weights: runs/tiny/a/checkpoints/last.ckpt is of another model" in capfd.readouterr().err
+    assert tiny(*later, "--run", "d") == 2  # GridNavi
+    assert "weights: runs/tiny/a/checkpoints/last.ckpt is for" in capfd.readouterr().err
+
+
 def test_unknown_recipe_suggests_the_nearest(tiny, capfd):
     assert tiny("fit", recipe="recurrent/gridnavi_rnn_hm") == 2
     assert "recurrent/gridnavi_rnn_hn" in capfd.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from lightning_hyper.checkpoint_file import read_checkpoint
 from lightning_hyper.modules import Spaces
 from lightning_hyper.modules.normalization import sum_over_ranks
 
@@ -50,6 +52,9 @@ class Algorithm(LightningModule, ABC):
     Args:
         max_grad_norm: largest gradient norm of each parameter group; None for no clipping.
         lr_schedule: `constant`, or `linear` decay to 0 over the budget of frames.
+
+    Attributes:
+        weights: checkpoint whose weights training begins with.
     """
 
     def __init__(self, *, max_grad_norm: float | None, lr_schedule: str) -> None:
@@ -62,6 +67,7 @@ class Algorithm(LightningModule, ABC):
         self.max_grad_norm, self.lr_schedule = max_grad_norm, lr_schedule
         self.clock = FrameClock()
         self.spaces: Spaces | None = None
+        self.weights: Path | None = None
 
     # What a subclass supplies.
 
@@ -103,6 +109,8 @@ class Algorithm(LightningModule, ABC):
         if self.spaces is None:
             self.spaces = Spaces.of(data.env)
             self.build(self.spaces)
+            if self.weights is not None:
+                self._begin_with(self.weights)
         self.check(data.env.batch_size.numel(), data.steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -162,6 +170,17 @@ class Algorithm(LightningModule, ABC):
             norms = {f"{g['name']}_grad_norm": clip_grad_norm_(g["params"], self.max_grad_norm) for g in chosen}
         optimizer.step()
         return norms
+
+    def _begin_with(self, path: Path) -> None:
+        checkpoint = read_checkpoint(path, key="weights")
+        there = Spaces(**checkpoint["spaces"])
+        if there != self.spaces:
+            raise ValueError(f"weights: {path} is for {there}, but data.env gives {self.spaces}")
+        try:
+            self.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            said = " ".join(line.strip() for line in str(error).splitlines()[1:2])
+            raise ValueError(f"weights: {path} is of another model than this recipe's: {said}") from error
 
     def _schedule_learning_rate(self) -> None:
         if self.lr_schedule == "linear":

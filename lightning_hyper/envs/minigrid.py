@@ -61,7 +61,7 @@ def max_steps(task: str) -> int:
 
 
 class MiniGrid(BatchedEnv):
-    """A batch of MiniGrid episodes of mixed tasks: environment i has task i modulo their number.
+    """A batch of MiniGrid episodes of mixed tasks, to which environments are assigned in turn.
 
     Observations `[num_envs, 7, 7, 3]`, uint8, are the package's own images: kind, colour and state of each cell seen,
     by column and row. Seven actions: left, right, forward, pick up, drop, toggle, done. Levels are the package's own:
@@ -71,6 +71,7 @@ class MiniGrid(BatchedEnv):
         num_envs: episodes stepped side by side, at least one for each task.
         tasks: a set of tasks (`three`, `five`, `seven`, `twelve`, `twenty`) or the package's ids. Three and seven are
             the paper's; it does not name its five, which here are the three, DoorKey and SimpleCrossing.
+        absent: those of the tasks that no environment has, though an agent is made for them; see `--weights`.
         engine: `batched` steps all at once in tensors, `minigrid` the package's environments one by one; both give
             the same episodes.
         levels: levels of each task among which a reset draws.
@@ -92,6 +93,7 @@ class MiniGrid(BatchedEnv):
         num_envs: int = 16,
         *,
         tasks: str | Sequence[str] = "seven",
+        absent: Sequence[str] = (),
         engine: Literal["batched", "minigrid"] = "batched",
         levels: int = 4096,
         refresh: int | None = None,
@@ -102,10 +104,16 @@ class MiniGrid(BatchedEnv):
         described = [describe(task) for task in (SETS[tasks] if isinstance(tasks, str) else tasks)]
         if not described or len(set(described)) < len(described):
             raise ValueError(f"data.env.tasks is {list(tasks)}; it must list at least one id, and none of them twice")
-        if num_envs < len(described):
+        ids = [task.id for task in described]
+        present = [k for k, task in enumerate(ids) if task not in absent]
+        if len(present) != len(ids) - len(absent) or not present:
             raise ValueError(
-                f"data.env.num_envs is {num_envs}, but data.env.tasks lists {len(described)}; each task needs an "
-                f"environment, so data.env.num_envs must be at least {len(described)}"
+                f"data.env.absent is {list(absent)}; it must list some of data.env.tasks, which are {', '.join(ids)}"
+            )
+        if num_envs < len(present):
+            raise ValueError(
+                f"data.env.num_envs is {num_envs}, but data.env.tasks lists {len(present)} that are not absent; each "
+                f"needs an environment, so data.env.num_envs must be at least {len(present)}"
             )
         for key, value in (("levels", levels), ("refresh", refresh)):
             if value is not None and value < 1:
@@ -115,11 +123,12 @@ class MiniGrid(BatchedEnv):
         super().__init__(num_envs, device)
         # Levels do not depend on the device.
         self.generator = torch.Generator()
-        self.tasks = tuple(task.id for task in described)
+        self.tasks = tuple(ids)
         self.missions = tuple(task.missions for task in described)
         self.horizon = max(task.max_steps for task in described)
         self.levels, self.refresh = levels, refresh
-        self._task = torch.arange(num_envs, device=self.device) % len(described)
+        assigned = torch.tensor(present)[torch.arange(num_envs) % len(present)]
+        self._task = assigned.to(self.device)
         self._resets = torch.zeros(len(described), dtype=torch.int64)
         self._returns = torch.zeros(num_envs, 1, device=self.device)
         unknown = [task.id for task in described if not covers(task)] if engine == "batched" else []
@@ -129,9 +138,9 @@ class MiniGrid(BatchedEnv):
                 "as with data.env.engine minigrid, which is slower"
             )
         self.engine: Engine = (
-            PackageEngine(described, num_envs)
+            PackageEngine(described, assigned)
             if engine == "minigrid" or unknown
-            else BatchedEngine(described, num_envs, levels, self.device)
+            else BatchedEngine(described, assigned, levels, self.device)
         )
         self.engine.seed = self.generator.initial_seed()
         self._make_specs(num_envs)
@@ -167,7 +176,7 @@ class MiniGrid(BatchedEnv):
 
     def draw(self, rows: Tensor) -> Tensor:
         """Levels `[K]` for new episodes of the environments `rows` `[K]`, both on the CPU."""
-        task = rows % len(self.tasks)
+        task = self.engine.task[rows]
         drawn = torch.randint(self.levels, (len(rows),), generator=self.generator)
         if self.refresh is not None:
             drawn += self._resets[task] // self.refresh

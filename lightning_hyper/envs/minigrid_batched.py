@@ -110,20 +110,18 @@ class BatchedEngine(Engine):
     """All environments in a few tensor operations; see `Engine` for the other arguments.
 
     Args:
-        tasks: the tasks.
-        num_envs: episodes stepped side by side.
         levels: levels kept of each task.
         device: where the tensors live.
     """
 
-    def __init__(self, tasks: Sequence[Task], num_envs: int, levels: int, device: torch.device) -> None:
-        super().__init__(tasks, num_envs)
+    def __init__(self, tasks: Sequence[Task], task: Tensor, levels: int, device: torch.device) -> None:
+        super().__init__(tasks, task)
+        num_envs = self.num_envs
         self.levels = Levels(self.tasks, levels, self.mission_index, device)
         self.device, self._cells = device, self.levels.grids.shape[1]
-        self._task = torch.arange(num_envs) % len(self.tasks)
 
         def per_env(values: list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)[self._task.to(device)]
+            return torch.tensor(values, dtype=dtype, device=device)[task.to(device)]
 
         # The package's own formula for each frame, and where each environment's first and last frame lie in it.
         limits = [task.max_steps for task in self.tasks]
@@ -202,7 +200,7 @@ class BatchedEngine(Engine):
 
     def start(self, rows: Tensor, levels: Tensor) -> None:
         self._level[rows] = levels
-        slots = self.levels.find(self.seed, self._task[rows], levels).to(self.device)
+        slots = self.levels.find(self.seed, self.task[rows], levels).to(self.device)
         rows = rows.to(self.device)
         place, direction, mode, mission = self.levels.facts.index_select(0, slots).unbind(1)
         self._grid.view(-1, self._cells).index_copy_(0, rows, self.levels.grids.index_select(0, slots))

@@ -106,8 +106,8 @@ class Engine(ABC):
     """Steps episodes of mixed tasks side by side.
 
     Args:
-        tasks: the tasks; environment i has task i modulo their number.
-        num_envs: episodes stepped side by side.
+        tasks: the tasks.
+        task: which of them each environment has, `[num_envs]`, on the CPU.
 
     Attributes:
         seed: with the number of a level, what the level is made from.
@@ -123,8 +123,8 @@ class Engine(ABC):
     mission: Tensor
     steps: Tensor
 
-    def __init__(self, tasks: Sequence[Task], num_envs: int) -> None:
-        self.tasks, self.num_envs, self.seed = tuple(tasks), num_envs, 0
+    def __init__(self, tasks: Sequence[Task], task: Tensor) -> None:
+        self.tasks, self.task, self.num_envs, self.seed = tuple(tasks), task, len(task), 0
         texts = itertools.count()
         self.texts = [{text: next(texts) for text in task.missions} for task in self.tasks]
 
@@ -157,9 +157,10 @@ class Engine(ABC):
 class PackageEngine(Engine):
     """The package's environments in a loop; see `Engine` for arguments. Its tensors live on the CPU."""
 
-    def __init__(self, tasks: Sequence[Task], num_envs: int) -> None:
-        super().__init__(tasks, num_envs)
-        self.envs = [self.tasks[i % len(self.tasks)].make() for i in range(num_envs)]
+    def __init__(self, tasks: Sequence[Task], task: Tensor) -> None:
+        super().__init__(tasks, task)
+        num_envs = self.num_envs
+        self.envs = [self.tasks[k].make() for k in task.tolist()]
         self.image = torch.zeros(num_envs, VIEW, VIEW, 3, dtype=torch.uint8)
         self.direction, self.mission, self.steps = torch.zeros(3, num_envs, dtype=torch.int64).unbind(0)
         self._levels = [0] * num_envs
@@ -173,7 +174,7 @@ class PackageEngine(Engine):
             env = self.envs[i]
             self.image[i] = torch.from_numpy(begin(env, level_seed(self.seed, level)))
             self.direction[i] = int(env.agent_dir)
-            self.mission[i] = self.mission_index(i % len(self.tasks), env)
+            self.mission[i] = self.mission_index(int(self.task[i]), env)
             self.steps[i] = 0
             self._levels[i] = level
             self._actions[i].clear()

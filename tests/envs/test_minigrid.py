@@ -210,6 +210,19 @@ def test_runs_in_a_collector(engine):
     collector.shutdown()
 
 
+@pytest.mark.parametrize("engine", ["batched", "minigrid"])
+def test_an_absent_task_is_known_but_not_played(engine):
+    env = MiniGrid(4, tasks=SHORT, absent=SHORT[1:2], engine=engine)
+    other = MiniGrid(4, tasks=(SHORT[0], *SHORT[2:]), engine=engine)
+    assert env.tasks == tuple(SHORT)
+    rest = [k for k in range(len(SHORT)) if k != 1]
+    step, those = started(env), started(other)
+    assert step["task"].tolist() == [rest[k % len(rest)] for k in range(4)]
+    assert torch.equal(step["observation"], those["observation"])
+    texts, others = ([text for task in one.missions for text in task] for one in (env, other))
+    assert [texts[k] for k in step["mission"]] == [others[k] for k in those["mission"]]
+
+
 def test_a_state_of_another_engine_is_refused():
     state = MiniGrid(3, tasks=SHORT, engine="minigrid").save_state()
     with pytest.raises(ValueError, match=r"saved with another data\.env\.engine"):
@@ -227,6 +240,8 @@ def test_a_state_of_another_engine_is_refused():
         ({"tasks": ["BabyAI-GoToLocal-v0"]}, "BabyAI-GoToLocal-v0 makes its missions up with its levels"),
         ({"tasks": ["MiniGrid-Dynamic-Obstacles-5x5-v0"]}, "has a view of 7x7 cells and 3 actions"),
         ({"num_envs": 6}, "data.env.num_envs is 6, but data.env.tasks lists 7.*must be at least 7"),
+        ({"absent": ["MiniGrid-Unlock-v0"]}, r"data.env.absent is \['MiniGrid-Unlock-v0'\]; .*some of data.env.tasks"),
+        ({"tasks": SHORT, "absent": SHORT}, "data.env.absent is .*some of data.env.tasks"),
         ({"levels": 0}, "data.env.levels is 0"),
         ({"refresh": 0}, "data.env.refresh is 0"),
         ({"engine": "fast"}, "data.env.engine is 'fast'; it must be 'batched' or 'minigrid'"),

@@ -27,7 +27,8 @@ SHOWN = ("image", "direction", "mission", "steps")
 
 def engines(tasks, num_envs, levels=64):
     described = [describe(task) for task in tasks]
-    return PackageEngine(described, num_envs), BatchedEngine(described, num_envs, levels, torch.device("cpu"))
+    task = torch.arange(num_envs) % len(described)
+    return PackageEngine(described, task), BatchedEngine(described, task, levels, torch.device("cpu"))
 
 
 def start(pair, rows, levels):
