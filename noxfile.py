@@ -40,9 +40,10 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """All tests; what needs a GPU skips without one."""
+    """All tests, a few at a time; what needs a GPU skips without one."""
     shared(session)
-    run(session, "-m", "pytest", *(session.posargs or ["-q", "--durations=10"]))
+    together = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    run(session, "-m", "pytest", *(session.posargs or ["-q", "--durations=10", *together]))
 
 
 @nox.session(venv_backend="none")
