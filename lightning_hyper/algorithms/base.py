@@ -134,9 +134,7 @@ class Algorithm(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.clock.frames = checkpoint["frames"]
-        there = Spaces(**checkpoint["spaces"])
-        if there != self.spaces:
-            raise ValueError(f"ckpt_path: the checkpoint is for {there}, but data.env gives {self.spaces}")
+        self._require_same_spaces(checkpoint, "ckpt_path: the checkpoint")
 
     # What a subclass uses.
 
@@ -171,11 +169,14 @@ class Algorithm(LightningModule, ABC):
         optimizer.step()
         return norms
 
-    def _begin_with(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path, key="weights")
+    def _require_same_spaces(self, checkpoint: dict[str, Any], what: str) -> None:
         there = Spaces(**checkpoint["spaces"])
         if there != self.spaces:
-            raise ValueError(f"weights: {path} is for {there}, but data.env gives {self.spaces}")
+            raise ValueError(f"{what} is for {there}, but data.env gives {self.spaces}")
+
+    def _begin_with(self, path: Path) -> None:
+        checkpoint = read_checkpoint(path, key="weights")
+        self._require_same_spaces(checkpoint, f"weights: {path}")
         try:
             self.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
