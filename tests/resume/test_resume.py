@@ -176,7 +176,7 @@ def command(*arguments, recipe=TINY, frames=32_000):
     return [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(recipe), "--frames", str(frames), *arguments]
 
 
-@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 1_600)])
+@pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 1_600), (TINY_RETRIEVAL, 1_920)])
 def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path, recipe, frames):
     """Really kills the process, at a random moment, as often as it takes to be cut twice in mid-training."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
