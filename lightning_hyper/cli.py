@@ -115,7 +115,13 @@ def seeds(text: str) -> list[int]:
 def varied(text: str) -> tuple[str, list[str]]:
     """Return key and values of `lr=1e-3,1e-4`; commas in brackets part nothing. Raises ArgumentTypeError."""
     key, _, values = text.lstrip("-").partition("=")
-    parts = re.split(r",(?![^\[{(]*[\]})])", values)
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
     if not key or not all(parts):
         raise argparse.ArgumentTypeError(f"must be KEY=V1,V2, such as model.init_args.lr=1e-3,1e-4, not {text!r}")
     return key, list(dict.fromkeys(parts))

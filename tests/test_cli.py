@@ -112,6 +112,8 @@ def test_seeds_and_varied_values_are_read() -> None:
     assert cli.seeds("0,3,5-6,3") == [0, 3, 5, 6]
     assert cli.varied("--model.lr=1e-3,1e-4") == ("model.lr", ["1e-3", "1e-4"])
     assert cli.varied("hidden=[64,64],[256]") == ("hidden", ["[64,64]", "[256]"])
+    nested = "{class_path: MLPTrunk, init_args: {widths: [64, 64]}}"
+    assert cli.varied(f"trunk=null,{nested}") == ("trunk", ["null", nested])
 
 
 def test_a_sweep_passes_on_what_follows_the_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
