@@ -127,6 +127,9 @@ def _version(path: Path) -> tuple[Path, int]:
 class RunState(Callback):
     """Puts into a checkpoint what Lightning leaves out: generators and collection of every rank, the logger's run id.
 
+    An epoch that a stop cut short is finished on continuing, where Lightning would begin another: evaluations come at
+    the frames where they would have come without the stop.
+
     Args:
         facts: plain entries that go into every checkpoint besides (recipe, matrix-product path).
     """
@@ -134,6 +137,7 @@ class RunState(Callback):
     def __init__(self, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}
         self._generators: dict[str, Any] | None = None
+        self._done = 0  # batches of the cut epoch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -145,7 +149,8 @@ class RunState(Callback):
             dist.all_gather_object(ranks, own)
         # Asked for here and not at the start, because the logger opens its run while training begins.
         run_id = trainer.logger.version if trainer.logger is not None else None
-        checkpoint.update(self.facts, ranks=ranks, run_id=run_id)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        checkpoint.update(self.facts, ranks=ranks, run_id=run_id, batches_of_epoch=done)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ranks = checkpoint["ranks"]
@@ -155,7 +160,7 @@ class RunState(Callback):
                 f"{trainer.world_size}; continue with the same number"
             )
         own = ranks[trainer.global_rank]
-        self._generators = own["generators"]
+        self._generators, self._done = own["generators"], checkpoint["batches_of_epoch"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.restore_collection(own["collection"])
         assert isinstance(pl_module, Algorithm)
@@ -172,6 +177,11 @@ class RunState(Callback):
             seed = torch.initial_seed() + trainer.global_rank
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # TorchRL's prioritised sampler draws from it
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning counts an epoch's batches from its first one on, and has just counted this one.
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready += self._done % int(trainer.num_training_batches)
+        self._done = 0
 
 
 def _generators() -> dict[str, Any]:

@@ -159,6 +159,14 @@ def test_evaluation_never_changes_training(tiny, recipe):
     assert_same(checkpoint("with"), checkpoint("without"))
 
 
+def evaluations(run):
+    """Return of each evaluation of a run by its frame."""
+    from mlflow import MlflowClient
+
+    history = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}").get_metric_history
+    return {m.step: m.value for m in history(checkpoint(run)["run_id"], "eval/return")}
+
+
 def test_resume_continues_the_same_mlflow_run(tiny):
     from mlflow import MlflowClient
 
@@ -168,8 +176,17 @@ def test_resume_continues_the_same_mlflow_run(tiny):
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     assert len(runs) == 1
     assert runs[0].info.status == "FINISHED"
-    steps = [m.step for m in client.get_metric_history(runs[0].info.run_id, "eval/return")]
-    assert steps == [320, 640, 960, 1280]
+    assert list(evaluations("one")) == [320, 640, 960, 1280]
+
+
+def test_evaluations_come_at_the_same_frames_after_a_stop_within_an_epoch(tiny):
+    tiny("fit", "--run", "whole", "--frames", "1280")
+    tiny("fit", "--run", "cut", "--frames", "480")
+    tiny("fit", "--run", "cut", "--ckpt_path", "last", "--frames", "1280")
+    cut = evaluations("cut")
+    assert list(cut) == [320, 480, 640, 960, 1280]
+    del cut[480]
+    assert cut == evaluations("whole")
 
 
 def command(*arguments, recipe=TINY, frames=32_000):
