@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lightning_hyper.analysis.figures import over_frames, short_task
+from lightning_hyper.analysis.figures import over_frames
+from lightning_hyper.analysis.runs import Array, Run, training_runs
 from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
 
 if TYPE_CHECKING:
@@ -20,35 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "Report", "ReportError", "Run", "Series", "report"]
 
-NOT_TRAINING = {"sweep", "report", "validate", "test"}  # values of the tag `kind`
 POINTS = 200  # of a drawn curve; more cannot be seen
 # Okabe and Ito's colours without their yellow: told apart by colour-blind eyes, and on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 DASHES = ("-", "--", ":", "-.")
 
-Array = NDArray[np.float64]
-Curve = tuple[Array, Array]  # frames, values
-
 
 class ReportError(ValueError):
     """A report that cannot be made; the message is one sentence that names the option at fault."""
-
-
-@dataclass
-class Run:
-    """One training run: what its tags say it is, and its curve of the metric over frames."""
-
-    id: str
-    name: str
-    environment: str
-    label: str
-    seed: str
-    status: str
-    ended: int  # milliseconds since 1970, or when it began while it is running
-    frames: Array
-    values: Array
-    parts: dict[str, float]  # last value of each episode of a trial, or of each task
-    frames_per_second: float
 
 
 @dataclass
@@ -150,7 +129,7 @@ def report(
     try:
         client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{database}")
         experiment_id = _experiment_id(client, experiment)
-        runs = _chosen(_training_runs(client, experiment_id, metric, made.notes), unfinished, made.notes)
+        runs, made.notes = training_runs(client, experiment_id, metric, unfinished=unfinished)
         if not runs:
             why = " ".join(made.notes) or "It has no training runs."
             raise ReportError(f"--experiment {experiment}: no finished run has the metric {metric!r}. {why}")
@@ -173,83 +152,6 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         known = sorted(experiment.name for experiment in client.search_experiments())
         raise ReportError(f"--experiment: there is no experiment {name!r}; there are {', '.join(known) or 'none'}")
     return str(found.experiment_id)
-
-
-def _all_runs(client: MlflowClient, experiment_id: str) -> Iterable[Any]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _training_runs(client: MlflowClient, experiment_id: str, metric: str, notes: list[str]) -> list[Run]:
-    runs, without = [], []
-    for run in _all_runs(client, experiment_id):
-        tags = run.data.tags
-        if tags.get("kind") in NOT_TRAINING:
-            continue
-        if metric not in run.data.metrics:
-            without.append(run.info.run_name)
-            continue
-        frames, values = _history(client, run.info.run_id, metric)
-        _, speeds = _history(client, run.info.run_id, "time/frames_per_second")
-        parts = {
-            f"episode {match[1]}" if match[1] else short_task(match[2]): value
-            for key, value in run.data.metrics.items()
-            if (match := re.fullmatch(r"eval/(?:episode_(\d+)|return/(.+))", key))
-        }
-        method, variant = tags.get("method") or run.info.run_name, tags.get("variant", "")
-        runs.append(
-            Run(
-                id=run.info.run_id,
-                name=run.info.run_name,
-                environment=tags.get("environment") or "(no environment)",
-                label=f"{method} ({variant})" if variant else method,
-                seed=tags.get("seed", ""),
-                status=run.info.status,
-                ended=run.info.end_time or run.info.start_time,
-                frames=frames,
-                values=values,
-                parts=parts,
-                frames_per_second=float(np.median(speeds)) if len(speeds) else float("nan"),
-            )
-        )
-    if without:
-        notes.append(f"Left out, without {metric}: {', '.join(sorted(without))}.")
-    return runs
-
-
-def _history(client: MlflowClient, run_id: str, key: str) -> Curve:
-    """Return a metric over frames; where a resumed run has logged a frame again, the later value."""
-    history = sorted(client.get_metric_history(run_id, key), key=lambda point: (point.step, point.timestamp))
-    latest = {point.step: point.value for point in history}
-    return np.array(list(latest), dtype=np.float64), np.array(list(latest.values()), dtype=np.float64)
-
-
-def _chosen(runs: Sequence[Run], unfinished: bool, notes: list[str]) -> list[Run]:
-    """Return one run for each environment, method, variant and seed: the newest, finished ones before others."""
-    if not unfinished:
-        left = [run for run in runs if run.status != "FINISHED"]
-        if left:
-            listed = ", ".join(sorted(f"{run.name} ({run.status.lower()})" for run in left))
-            notes.append(f"Left out, not finished (--unfinished counts them): {listed}.")
-        runs = [run for run in runs if run.status == "FINISHED"]
-    newest: dict[tuple[str, str, str], Run] = {}
-    for run in sorted(runs, key=lambda run: (run.status == "FINISHED", run.ended)):
-        newest[run.environment, run.label, run.seed] = run
-    dropped = len(runs) - len(newest)
-    if dropped:
-        notes.append(f"Dropped {dropped} run(s) of which a newer one has the same method, variant and seed.")
-    counted = [f"{run.name} ({run.status.lower()})" for run in newest.values() if run.status != "FINISHED"]
-    if counted:
-        notes.append(f"Counted though not finished: {', '.join(sorted(counted))}.")
-    broken = [run.name for run in newest.values() if not np.isfinite(run.values).all()]
-    if broken:
-        notes.append(f"Not a number somewhere: {', '.join(sorted(broken))}.")
-    return list(newest.values())
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
