@@ -18,7 +18,7 @@ from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_inte
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Environment", "Report", "ReportError", "Run", "Series", "report"]
+__all__ = ["Environment", "Report", "ReportError", "Series", "report"]
 
 POINTS = 200  # of a drawn curve; more cannot be seen
 # Okabe and Ito's colours without their yellow: told apart by colour-blind eyes, and on white paper.

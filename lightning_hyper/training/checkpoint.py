@@ -137,7 +137,7 @@ class RunState(Callback):
     def __init__(self, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}
         self._generators: dict[str, Any] | None = None
-        self._done = 0  # batches of the cut epoch
+        self._batches_of_epoch = 0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -160,7 +160,7 @@ class RunState(Callback):
                 f"{trainer.world_size}; continue with the same number"
             )
         own = ranks[trainer.global_rank]
-        self._generators, self._done = own["generators"], checkpoint["batches_of_epoch"]
+        self._generators, self._batches_of_epoch = own["generators"], checkpoint["batches_of_epoch"]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.restore_collection(own["collection"])
         assert isinstance(pl_module, Algorithm)
@@ -180,8 +180,9 @@ class RunState(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Lightning counts an epoch's batches from its first one on, and has just counted this one.
-        trainer.fit_loop.epoch_loop.batch_progress.current.ready += self._done % int(trainer.num_training_batches)
-        self._done = 0
+        done = self._batches_of_epoch % int(trainer.num_training_batches)
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready += done
+        self._batches_of_epoch = 0
 
 
 def _generators() -> dict[str, Any]:
