@@ -13,7 +13,8 @@ A `TrialEnv` steps trials, `episodes` episodes of one task each, and gives besid
 - `episode` `[*, 1]`: index of the current episode within the trial;
 - `task` `[*, task_features]`: the task's description, for oracle policies only;
 
-and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials. Other environments give
+and `done` only at the end of a trial. Hidden state crosses inner episodes, never trials. Other environments may be
+stepped beyond `done`, as an evaluation does until the last episode ends, and give
 
 - `step_count` `[*, 1]`, `episode_return` `[*, 1]`: frames and undiscounted reward since the reset.
 

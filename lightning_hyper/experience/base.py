@@ -201,8 +201,10 @@ def first_episodes(env: BatchedEnv, policy: TensorDictModuleBase) -> TensorDict:
     over = torch.zeros(*env.batch_size, 1, dtype=torch.bool, device=env.device)
     ends = {key: torch.zeros_like(step[key]) for key in ("episode_return", "step_count")}
     batch: dict[str, Any] = {"task": step["task"].clone()} if "task" in step.keys() else {}  # noqa: SIM118
+    # What has ended is stepped on without a reset, which may have a level to make and would be for nothing.
     while not bool(over.all()):
-        stepped, step = env.step_and_maybe_reset(policy(step))
+        stepped = env.step(policy(step))
+        step = env.step_mdp(stepped)
         fresh = stepped["next", "done"] & ~over
         for key, end in ends.items():
             end.copy_(torch.where(fresh, stepped["next", key], end))

@@ -516,3 +516,4 @@ def test_an_evaluation_counts_exactly_the_first_episode_of_each_environment():
     assert ends["step_count"].flatten().tolist() == [2, 4, 7]
     returns = [sum(100 * index + t for t in range(1, length + 1)) for index, length in enumerate((2, 4, 7))]
     assert ends["episode_return"].flatten().tolist() == returns
+    assert (env.episode == 0).all()  # nothing is begun that would not be counted
