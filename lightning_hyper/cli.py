@@ -245,6 +245,7 @@ def _report(rest: Sequence[str]) -> int:
         default=[],
         help="a horizontal line, such as random=-5.2; repeatable",
     )
+    parser.add_argument("--against", metavar="METHOD", help="give every method's difference to this one, too")
     parser.add_argument("--unfinished", action="store_true", help="count runs that are not finished, too")
     chosen = parser.parse_args(rest)
     from lightning_hyper.analysis.report import ReportError, report
@@ -257,6 +258,7 @@ def _report(rest: Sequence[str]) -> int:
             metric=chosen.metric,
             out=chosen.out,
             references=dict(chosen.reference),
+            against=chosen.against,
             unfinished=chosen.unfinished,
         )
     except ReportError as error:

@@ -13,7 +13,12 @@ import numpy as np
 
 from lightning_hyper.analysis.figures import over_frames
 from lightning_hyper.analysis.runs import Array, Run, training_runs
-from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
+from lightning_hyper.analysis.statistics import (
+    area_under_curve,
+    bootstrap_difference,
+    bootstrap_interval,
+    interquartile_mean,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,6 +83,7 @@ class Report:
     experiment: str
     metric: str
     folder: Path
+    against: str | None = None
     environments: list[Environment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     run_id: str = ""
@@ -86,7 +92,7 @@ class Report:
     def text(self) -> str:
         """The tables and notes as aligned plain text."""
         parts = [f"{env.name}: {self.metric}\n{_aligned([env.header, *env.rows])}" for env in self.environments]
-        return "\n\n".join([*parts, "\n".join([*self.notes, LEGEND, f"written to {self.folder}"])])
+        return "\n\n".join([*parts, "\n".join([*self.notes, self.legend, f"written to {self.folder}"])])
 
     @property
     def markdown(self) -> str:
@@ -96,10 +102,13 @@ class Report:
             lines = [env.header, ["---", *["---:"] * (len(env.header) - 1)], *env.rows]
             table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
             parts += [f"## {env.name}", table, f"![{env.name}]({env.picture.name})"]
-        return "\n\n".join([*parts, *(f"- {note}" for note in self.notes), LEGEND]) + "\n"
+        return "\n\n".join([*parts, *(f"- {note}" for note in self.notes), self.legend]) + "\n"
 
-
-LEGEND = "Interquartile mean over seeds [95 % bootstrap interval]; area: mean height of the learning curve."
+    @property
+    def legend(self) -> str:
+        """What the figures are."""
+        legend = "Interquartile mean over seeds [95 % bootstrap interval]; area: mean height of the learning curve"
+        return f"{legend}; difference: of mean final values, to {self.against}." if self.against else f"{legend}."
 
 
 def report(
@@ -110,13 +119,15 @@ def report(
     metric: str = "eval/return",
     out: str | Path | None = None,
     references: Mapping[str, float] | None = None,
+    against: str | None = None,
     unfinished: bool = False,
 ) -> Report:
     """Make tables and learning curves from an experiment's runs, write them to a folder and log them to MLflow.
 
     Runs are grouped by their tags environment, method, variant and seed, the newest of each counts; `references` are
-    horizontal lines by label, in units of the metric; `unfinished` also counts runs that have not finished. The files
-    go to `out`, or to `<root>/<experiment>/report`. Raises ReportError.
+    horizontal lines by label, in units of the metric; differences of the others to the method `against` are given with
+    95 % bootstrap intervals over the seeds of both; `unfinished` also counts runs that have not finished. The files go
+    to `out`, or to `<root>/<experiment>/report`. Raises ReportError.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -125,7 +136,7 @@ def report(
     database = root / "mlflow.db"
     if tracking_uri is None and not database.is_file():
         raise ReportError(f"--root: {database} does not exist; train first, or give the --root or --tracking-uri")
-    made = Report(experiment, metric, Path(out) if out is not None else root / experiment / "report")
+    made = Report(experiment, metric, Path(out) if out is not None else root / experiment / "report", against)
     try:
         client = MlflowClient(tracking_uri=tracking_uri or f"sqlite:///{database}")
         experiment_id = _experiment_id(client, experiment)
@@ -133,6 +144,9 @@ def report(
         if not runs:
             why = " ".join(made.notes) or "It has no training runs."
             raise ReportError(f"--experiment {experiment}: no finished run has the metric {metric!r}. {why}")
+        labels = sorted({run.label for run in runs})
+        if against is not None and against not in labels:
+            raise ReportError(f"--against: no run has the method {against!r}; there are {', '.join(labels)}")
         try:
             files = _write(made, runs, references or {})
         except OSError as error:
@@ -157,14 +171,16 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
+def _environment(name: str, runs: Sequence[Run], folder: Path, against: str | None) -> Environment:
     grouped: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (len(run.seed), run.seed)):
         grouped.setdefault(run.label, []).append(run)
     series = [Series(label, members) for label, members in sorted(grouped.items())]
     series.sort(key=lambda one: -np.nan_to_num(interquartile_mean(one.final), nan=-np.inf))
     parts = sorted({part for run in runs for part in run.parts}, key=_by_number)
-    header = ["method", "seeds", "frames", "final", *parts, "area", "frames/s"]
+    baseline = next((one for one in series if one.label == against), None)
+    difference = [] if against is None else ["difference"]
+    header = ["method", "seeds", "frames", "final", *difference, *parts, "area", "frames/s"]
     rows = []
     for one in series:
         shortest, longest = (f"{pick(run.frames[-1] for run in one.runs):,.0f}" for pick in (min, max))
@@ -175,6 +191,7 @@ def _environment(name: str, runs: Sequence[Run], folder: Path) -> Environment:
                 str(len(one.runs)),
                 shortest if shortest == longest else f"{shortest} to {longest}",
                 _with_interval(one.final),
+                *([_difference(one, baseline)] if difference else []),
                 *(_number(float(np.mean(values))) if values else "-" for values in means),
                 _with_interval(one.area),
                 _speed([run.frames_per_second for run in one.runs]),
@@ -190,7 +207,17 @@ def _by_number(name: str) -> list[str | int]:
 
 def _with_interval(values: Array) -> str:
     low, high = bootstrap_interval(values)
-    return f"{_number(float(interquartile_mean(values)))} [{_number(float(low))}, {_number(float(high))}]"
+    return _interval(float(interquartile_mean(values)), float(low), float(high))
+
+
+def _difference(one: Series, baseline: Series | None) -> str:
+    if baseline is None or one is baseline:
+        return "-"
+    return _interval(*bootstrap_difference(one.final, baseline.final))
+
+
+def _interval(middle: float, low: float, high: float) -> str:
+    return f"{_number(middle)} [{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float) -> str:
@@ -229,7 +256,7 @@ def _write(made: Report, runs: Sequence[Run], references: Mapping[str, float]) -
     colours = {label: i for i, label in enumerate(sorted({run.label for run in runs}))}
     files = []
     for name in sorted({run.environment for run in runs}):
-        env = _environment(name, [run for run in runs if run.environment == name], made.folder)
+        env = _environment(name, [run for run in runs if run.environment == name], made.folder, made.against)
         made.environments.append(env)
         _draw(env, made.metric, references, colours)
         table, data = (made.folder / f"{_slug(name)}-{what}.csv" for what in ("table", "curves"))

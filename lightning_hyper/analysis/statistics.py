@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["area_under_curve", "bootstrap_interval", "interquartile_mean"]
+__all__ = ["area_under_curve", "bootstrap_difference", "bootstrap_interval", "interquartile_mean"]
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,25 @@ def bootstrap_interval(
     estimates = statistic(sample[drawn], 1)
     low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
+
+
+def bootstrap_difference(
+    values: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Difference of two means over seeds, `[seeds]` each, and its percentile-bootstrap interval (low, high).
+
+    The seeds of either are drawn on their own; the draw is fixed by `seed`. Raises ValueError without values.
+    """
+    generator = np.random.default_rng(seed)
+    means = []
+    for sample in (np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)):
+        if sample.ndim != 1 or sample.size == 0:
+            raise ValueError(f"a difference needs values [seeds] of at least one seed, not of shape {sample.shape}")
+        drawn = generator.integers(sample.size, size=(resamples, sample.size))
+        means.append((sample.mean(), sample[drawn].mean(1)))
+    (mean, drawn_means), (other, other_means) = means
+    low, high = np.quantile(drawn_means - other_means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(mean - other), float(low), float(high)
 
 
 def area_under_curve(frames: ArrayLike, values: ArrayLike) -> float:

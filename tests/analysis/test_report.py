@@ -95,6 +95,22 @@ def test_returns_of_tasks_and_many_episodes_stand_in_columns_of_their_own(lab: L
     assert trials.header[4:15] == [f"episode {k}" for k in range(1, 12)]
 
 
+def test_differences_to_a_method_stand_in_a_column_of_their_own(lab: Lab) -> None:
+    experiment = lab.experiment("differences")
+    for seed in range(4):
+        lab.run(experiment, [0, 0, 3 + seed], seed=seed)
+        lab.run(experiment, [0, 0, 7], seed=seed, method="RNN+HN")
+    lab.run(experiment, [0, 0, 1], method="RNN+HN", environment="elsewhere")
+    made = report("differences", lab.root, against="RNN")
+    gridnavi, elsewhere = made.environments
+    assert cells(gridnavi, "RNN+HN")["difference"] == "2.50 [1.50, 3.50]"  # 7 - 4.5; the middle 95 % of 256 means
+    assert cells(gridnavi, "RNN")["difference"] == cells(elsewhere, "RNN+HN")["difference"] == "-"
+    assert "mean final values, to RNN." in made.text
+    assert "difference" not in report("differences", lab.root).environments[0].header
+    with pytest.raises(ReportError, match=r"--against: no run has the method 'GRU'; there are RNN, RNN\+HN"):
+        report("differences", lab.root, against="GRU")
+
+
 def test_files_are_written_and_logged_to_one_run_used_again(lab: Lab) -> None:
     experiment = lab.experiment("files")
     run_id = lab.run(experiment, [1, 2, 3], environment="Mine maze")

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from lightning_hyper.analysis.statistics import area_under_curve, bootstrap_interval, interquartile_mean
+from lightning_hyper.analysis.statistics import (
+    area_under_curve,
+    bootstrap_difference,
+    bootstrap_interval,
+    interquartile_mean,
+)
 
 
 @pytest.mark.parametrize("count", [4, 8, 12, 40])
@@ -55,6 +60,17 @@ def test_the_bootstrap_is_fixed_and_has_no_width_for_one_seed() -> None:
     values = np.random.default_rng(4).normal(size=(5, 3))
     np.testing.assert_array_equal(bootstrap_interval(values), bootstrap_interval(values))
     np.testing.assert_array_equal(bootstrap_interval(values[:1]), [values[0], values[0]])
+
+
+def test_the_bootstrap_interval_of_a_difference_is_near_the_normal_one() -> None:
+    generator = np.random.default_rng(5)
+    values, baseline = generator.normal(3, 1, size=300), generator.normal(1, 2, size=200)
+    difference, low, high = bootstrap_difference(values, baseline)
+    assert difference == pytest.approx(values.mean() - baseline.mean())
+    error = 1.96 * np.sqrt(values.var() / 300 + baseline.var() / 200)
+    assert (low, high) == pytest.approx((difference - error, difference + error), abs=0.15 * error)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_difference(values, [])
 
 
 def test_the_bootstrap_draws_whole_seeds() -> None:
