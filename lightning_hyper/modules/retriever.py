@@ -80,13 +80,13 @@ class Retriever(nn.Module, ABC):
         self.calls = 0
 
     @abstractmethod
-    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
         """Weights `[B, K]`, each row's sum 1, or 0 where it is allowed nothing.
 
         Args:
             query: `[B, features]`.
             key: `[K, features]`.
-            allowed: which entries each row may attend to, `[B, K]`.
+            allowed: which entries each row may attend to, `[B, K]`; None for all.
         """
 
     def forward(
@@ -128,12 +128,10 @@ class Retriever(nn.Module, ABC):
             decided, projected = agent.decide(features[:n], mission), self._project(agent, features, asked)
         query = projected[:n]
         key = projected[n:] if self.refresh is None else self._kept(agent, memory, places)
-        if self.tasks == "own":
-            allowed = task.unsqueeze(1) == held["task"]
-        else:
-            allowed = torch.ones(n, len(key), dtype=torch.bool, device=query.device)
+        allowed = task.unsqueeze(1) == held["task"] if self.tasks == "own" else None
+        known = torch.ones_like(task, dtype=torch.bool) if allowed is None else allowed.any(1)
         weights = self.weigh(query, key, allowed)
-        return decided, Recall(weights @ held["value"], weights.amax(1), allowed.any(1), weights, places)
+        return decided, Recall(weights @ held["value"], weights.amax(1), known, weights, places)
 
     def _project(self, agent: TaskAgent, features: Tensor, mission: Tensor) -> Tensor:
         network = agent.decision if self.projection is None and self.shares_decision else self.projection
@@ -190,10 +188,14 @@ class AttentionRetriever(Retriever):
             raise ValueError(f"model.retriever.heads is {heads}; it must divide the encoder's {features} features")
         self.heads, self.scale = heads, (features / heads) ** -0.5 if scaled else 1.0
 
-    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
-        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(0, 1) for x in (query, key))
-        scores = (q @ k.transpose(1, 2) * self.scale).float().masked_fill(~allowed, -torch.inf)
-        return cast(Tensor, scores.softmax(-1).masked_fill(~allowed, 0).mean(0))
+    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
+        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(0, 1) for x in (query * self.scale, key))
+        scores = (q @ k.transpose(1, 2)).float()
+        if allowed is None:
+            weights = scores.softmax(-1)
+        else:
+            weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).masked_fill(~allowed, 0)
+        return cast(Tensor, weights.mean(0) if self.heads > 1 else weights[0])
 
 
 class NearestRetriever(Retriever):
@@ -225,12 +227,13 @@ class NearestRetriever(Retriever):
             raise ValueError(f"model.retriever.kernel is {kernel!r}; it must be 'cosine' or 'inverse_distance'")
         self.k, self.kernel = k, kernel
 
-    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
         if self.kernel == "cosine":
             nearness = F.normalize(query.float(), dim=-1) @ F.normalize(key.float(), dim=-1).T
         else:
             nearness = -torch.cdist(query.float(), key.float()).square()
-        nearness = nearness.masked_fill(~allowed, -torch.inf)
+        if allowed is not None:
+            nearness = nearness.masked_fill(~allowed, -torch.inf)
         near, which = nearness.topk(min(self.k, len(key)), dim=-1)
         if self.kernel == "cosine":
             weights = near.softmax(-1)

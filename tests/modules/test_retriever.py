@@ -107,11 +107,11 @@ def test_what_is_allowed_nothing_is_unknown_and_has_finite_gradients():
 
 
 def test_heads_attend_apart_and_scaling_flattens():
-    query, key, allowed = torch.randn(B, 6), torch.randn(K, 6), torch.ones(B, K, dtype=torch.bool)
-    two = AttentionRetriever(6, 4, heads=2).weigh(query, key, allowed)
+    query, key = torch.randn(B, 6), torch.randn(K, 6)
+    two = AttentionRetriever(6, 4, heads=2).weigh(query, key, None)
     parts = [(query[:, s] @ key[:, s].T).softmax(-1) for s in (slice(0, 3), slice(3, 6))]
     torch.testing.assert_close(two, sum(parts) / 2)
-    scaled = AttentionRetriever(6, 4, scaled=True).weigh(query, key, allowed)
+    scaled = AttentionRetriever(6, 4, scaled=True).weigh(query, key, None)
     torch.testing.assert_close(scaled, (query @ key.T / 6**0.5).softmax(-1))
 
 
@@ -154,11 +154,12 @@ def test_a_projection_of_its_own_is_used_and_knows_no_task():
     torch.testing.assert_close(recall.weights, (query @ key.T).softmax(-1), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("kernel", ["cosine", "inverse_distance"])
-def test_nearest_entries_equal_a_loop(kernel):
+def test_nearest_entries_equal_a_loop(kernel, every):
     query, key = torch.randn(B, 4), torch.randn(K, 4)
-    allowed = torch.rand(B, K) < 0.7
-    weights = NearestRetriever(4, 0, k=2, kernel=kernel).weigh(query, key, allowed)
+    allowed = torch.ones(B, K, dtype=torch.bool) if every else torch.rand(B, K) < 0.7
+    weights = NearestRetriever(4, 0, k=2, kernel=kernel).weigh(query, key, None if every else allowed)
     for b in range(B):
         if kernel == "cosine":
             near = {k: float(torch.cosine_similarity(query[b], key[k], 0)) for k in range(K) if allowed[b, k]}
