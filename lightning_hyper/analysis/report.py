@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,8 +217,12 @@ def _difference(one: Series, baseline: Series | None) -> str:
     return _interval(*bootstrap_difference(one.final, baseline.final))
 
 
-def _interval(middle: float, low: float, high: float) -> str:
-    return f"{_number(middle)} [{_number(low)}, {_number(high)}]"
+def _interval(*values: float) -> str:
+    """Middle, low and high with as many decimals as show two digits of the largest, at least two below a thousand."""
+    size = max((abs(value) for value in values if np.isfinite(value)), default=0.0)
+    decimals = 0 if size >= 1000 else 2 if size == 0 else max(2, 1 - math.floor(math.log10(size)))
+    middle, low, high = (f"{round(value, decimals) + 0.0:,.{decimals}f}" for value in values)
+    return f"{middle} [{low}, {high}]"
 
 
 def _number(value: float) -> str:

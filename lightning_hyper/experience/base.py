@@ -176,7 +176,7 @@ class Collection:
     def carried(self) -> TensorDict:
         """Where each environment stands, `[num_envs]`: the entries that the next batch begins with."""
         # What TorchRL's collector takes from one batch into the next is private to it, and its own state_dict leaves
-        # it out. tests/experience/test_trials.py notices when it is renamed.
+        # it out. tests/experience/test_rollouts.py notices when it is renamed.
         return cast(TensorDict, self.collector._carrier)
 
     def state_dict(self) -> dict[str, Any]:

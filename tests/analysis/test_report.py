@@ -104,6 +104,7 @@ def test_differences_to_a_method_stand_in_a_column_of_their_own(lab: Lab) -> Non
     made = report("differences", lab.root, against="RNN")
     gridnavi, elsewhere = made.environments
     assert cells(gridnavi, "RNN+HN")["difference"] == "2.50 [1.50, 3.50]"  # 7 - 4.5; the middle 95 % of 256 means
+    assert cells(gridnavi, "RNN+HN")["final"] == "7.00 [7.00, 7.00]"
     assert cells(gridnavi, "RNN")["difference"] == cells(elsewhere, "RNN+HN")["difference"] == "-"
     assert "mean final values, to RNN." in made.text
     assert "difference" not in report("differences", lab.root).environments[0].header

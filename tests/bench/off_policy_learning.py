@@ -1,7 +1,8 @@
 """What Stable-Baselines3 learns with the hyperparameters and frames of a shipped recipe of TD3 or SAC.
 
-`python off_policy_learning.py building_blocks/pendulum_td3 0` prints the return of 100 episodes of the most likely
-actions after training with seed 0. The recipe itself is trained by `lightning-hyper sweep`.
+`python off_policy_learning.py building_blocks/pendulum_td3 0` trains seed 0 and prints the return of the most likely
+actions in 100 episodes, those by which the recipe is evaluated with `--data.init_args.eval_envs 100`. The recipe itself
+is trained by `lightning-hyper sweep`.
 """
 
 import os
@@ -15,13 +16,23 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC, TD3
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from tensordict.nn import TensorDictModule
 
-from lightning_hyper import recipes
+from lightning_hyper import envs, recipes
+from lightning_hyper.experience.base import first_episodes
 
 IDS = {"Pendulum": "Pendulum-v1"}
+EPISODES, EVAL_SEED = 100, 1_000_003  # data.eval_envs, data.eval_seed
+
+
+def evaluated(learner, env):
+    batched = getattr(envs, env["class_path"])(**env["init_args"] | {"num_envs": EPISODES})
+    batched.set_seed(EVAL_SEED)
+    act = TensorDictModule(
+        lambda seen: torch.as_tensor(learner.predict(seen.numpy(), deterministic=True)[0]), ["observation"], ["action"]
+    )
+    return float(first_episodes(batched, act)["next", "episode_return"].mean())
 
 
 def main(recipe, seed):
@@ -33,7 +44,7 @@ def main(recipe, seed):
     task = given["environment"]
 
     def env():
-        return Monitor(gymnasium.make(IDS.get(task, f"{task}-v5")))
+        return gymnasium.make(IDS.get(task, f"{task}-v5"))
 
     common = {
         "learning_rate": model["critic_lr"],
@@ -55,8 +66,7 @@ def main(recipe, seed):
     else:
         learner = SAC("MlpPolicy", env(), ent_coef=model["alpha"], **common)
     learner.learn(given["frames"])
-    mean, _ = evaluate_policy(learner, env(), n_eval_episodes=100)
-    print(f"{recipe} seed {seed} frames {given['frames']} return {mean:.2f}", flush=True)
+    print(f"{recipe} seed {seed} frames {given['frames']} return {evaluated(learner, data['env']):.2f}", flush=True)
 
 
 if __name__ == "__main__":
