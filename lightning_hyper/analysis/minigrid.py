@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_hyper.envs.minigrid import SETS, MiniGrid
 from lightning_hyper.envs.minigrid_batched import Levels
 from lightning_hyper.envs.minigrid_package import ACTIONS, Task, describe
-from lightning_hyper.envs.minigrid_rules import CELLS, MODES, transitions
+from lightning_hyper.envs.minigrid_rules import CELLS, MODES, covers, transitions
 from lightning_hyper.experience.base import first_episodes
 
 __all__ = ["planner_returns", "random_returns", "shortest_plan"]
@@ -35,7 +35,7 @@ def planner_returns(task: str, levels: int = 60, seed: int = 0) -> np.ndarray:
     No agent does better, and one that has to look for things first does worse.
 
     Raises:
-        ValueError: the task is unknown, or its rules are.
+        ValueError: the package has no such task, or the batched engine does not know its rules.
     """
     described = describe(task)
     returns = np.zeros(levels)
@@ -51,7 +51,12 @@ def shortest_plan(task: Task, level: int, seed: int = 0) -> list[int] | None:
 
     Searches breadth first over all that a step may change: the cells, place and direction of the agent, what it
     carries, and how far it has come.
+
+    Raises:
+        ValueError: the batched engine does not know the task's rules.
     """
+    if not covers(task):
+        raise ValueError(f"{task.id} has rules of its own, which the planner does not know")
     levels = Levels([task], 1, lambda *_: 0, torch.device("cpu"))
     slot = int(levels.find(seed, torch.zeros(1, dtype=torch.int64), torch.tensor([level])))
     table = _Table(levels.stride)
@@ -128,6 +133,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="what levels and random actions are drawn with")
     given = parser.parse_args()
     tasks = SETS.get(given.tasks[0], tuple(given.tasks))
+    try:
+        unknown = [task for task in tasks if not covers(describe(task))]
+    except ValueError as error:
+        parser.error(str(error).replace("data.env.tasks", "tasks"))
+    if unknown:
+        parser.error(f"tasks: the rules of {', '.join(unknown)} are not known to the planner")
     torch.manual_seed(given.seed)
     env = MiniGrid(given.episodes * len(tasks), tasks=tasks)
     env.set_seed(given.seed)

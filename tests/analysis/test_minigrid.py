@@ -36,6 +36,11 @@ def test_no_plan_is_shorter_than_the_shortest():
     assert shortest_plan(replace(described, max_steps=promised - 1), 0) is None
 
 
+def test_unknown_rules_are_refused():
+    with pytest.raises(ValueError, match=r"PutNear.* has rules of its own"):
+        planner_returns("MiniGrid-PutNear-6x6-N2-v0", levels=1)
+
+
 def _fewest_steps(env):
     """Breadth first over the package's own steps, each state written down and put back."""
 
