@@ -63,10 +63,10 @@ def shortest_plan(task: Task, level: int, seed: int = 0) -> list[int] | None:
     place, direction, mode, _ = levels.facts[slot].tolist()
     grids = levels.grids[slot].numpy()[None]
     agents = np.array([[place, direction, mode]])
-    # A state is told by a sum of random numbers, one for each code in each cell; of cells only the changes count.
+    # A grid is told by the exclusive or of random numbers, one for each code in each cell, of those that changed.
     cells = np.random.default_rng(0).integers(2**63, size=(grids.shape[1], len(CELLS)), dtype=np.uint64)
-    sums = np.zeros(1, dtype=np.uint64)
-    seen = table.keys(sums, agents)
+    hashes = np.zeros(1, dtype=np.uint64)
+    seen = table.keys(hashes, agents)
     taken: list[tuple[np.ndarray, np.ndarray]] = []
     for _ in range(task.max_steps):
         parents = np.repeat(np.arange(len(agents)), ACTIONS)
@@ -80,8 +80,8 @@ def shortest_plan(task: Task, level: int, seed: int = 0) -> list[int] | None:
                 plan.append(int(action[at]))
                 at = int(came_from[at])
             return plan[::-1]
-        sums = sums[parents] ^ cells[fronts, before] ^ cells[fronts, after]
-        keys = table.keys(sums, agents)
+        hashes = hashes[parents] ^ cells[fronts, before] ^ cells[fronts, after]
+        keys = table.keys(hashes, agents)
         _, new = np.unique(keys, return_index=True)
         new = new[~over[new]]
         new = new[~np.isin(keys[new], seen)]
@@ -90,7 +90,7 @@ def shortest_plan(task: Task, level: int, seed: int = 0) -> list[int] | None:
         seen = np.concatenate((seen, keys[new]))
         grids = grids[parents[new]]
         grids[np.arange(len(new)), fronts[new]] = after[new]
-        agents, sums = agents[new], sums[new]
+        agents, hashes = agents[new], hashes[new]
         taken.append((parents[new], actions[new]))
     return None
 
@@ -118,11 +118,11 @@ class _Table:
         after = np.stack((place, (direction + self.turns[index]) % 4, self.mode[index]), 1)
         return fronts, before, self.cell[index], after, self.success[index], self.ended[index] > 0
 
-    def keys(self, sums: np.ndarray, agents: np.ndarray) -> np.ndarray:
+    def keys(self, hashes: np.ndarray, agents: np.ndarray) -> np.ndarray:
         """A number for each state, equal for equal ones."""
         place, direction, mode = agents.astype(np.uint64).T
         numbered: np.ndarray = (place * np.uint64(4) + direction) * np.uint64(len(MODES)) + mode
-        return sums ^ numbered * np.uint64(0x9E3779B97F4A7C15)
+        return hashes ^ numbered * np.uint64(0x9E3779B97F4A7C15)
 
 
 def main() -> None:

@@ -180,8 +180,8 @@ def _environment(name: str, runs: Sequence[Run], folder: Path, against: str | No
     series.sort(key=lambda one: -np.nan_to_num(interquartile_mean(one.final), nan=-np.inf))
     parts = sorted({part for run in runs for part in run.parts}, key=_by_number)
     baseline = next((one for one in series if one.label == against), None)
-    difference = [] if against is None else ["difference"]
-    header = ["method", "seeds", "frames", "final", *difference, *parts, "area", "frames/s"]
+    compared = ["difference"] if against is not None else []
+    header = ["method", "seeds", "frames", "final", *compared, *parts, "area", "frames/s"]
     rows = []
     for one in series:
         shortest, longest = (f"{pick(run.frames[-1] for run in one.runs):,.0f}" for pick in (min, max))
@@ -192,7 +192,7 @@ def _environment(name: str, runs: Sequence[Run], folder: Path, against: str | No
                 str(len(one.runs)),
                 shortest if shortest == longest else f"{shortest} to {longest}",
                 _with_interval(one.final),
-                *([_difference(one, baseline)] if difference else []),
+                *(_difference(one, baseline) for _ in compared),
                 *(_number(float(np.mean(values))) if values else "-" for values in means),
                 _with_interval(one.area),
                 _speed([run.frames_per_second for run in one.runs]),
