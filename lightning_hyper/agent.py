@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from lightning_hyper import envs, experience, nn, objectives  # noqa: F401  their classes have short names in recipes
-from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
+from lightning_hyper.envs import gym_spaces
 from lightning_hyper.modules import Spaces
+from lightning_hyper.parts import instantiate_model
+from lightning_hyper.tracking import database
 
 
 def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | None = None) -> Agent:
@@ -34,24 +33,22 @@ def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | N
     """
     if str(source).startswith("runs:/"):
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = read_checkpoint(_download(str(source), Path(root), tracking_uri, folder))
+            checkpoint = read_checkpoint(_download(str(source), tracking_uri or database(root), folder))
     else:
         checkpoint = read_checkpoint(source)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Algorithm, "model")
-    model = parser.instantiate_classes(parser.parse_object({"model": checkpoint["recipe"]["model"]})).model
-    spaces = Spaces(**checkpoint["spaces"])
-    model.build(spaces)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
+        model = instantiate_model(checkpoint["recipe"]["model"])
+        spaces = Spaces(**checkpoint["spaces"])
+        model.build(spaces)
     model.load_state_dict(checkpoint["state_dict"])
     return Agent(model.policy.eval(), spaces, checkpoint["recipe"])
 
 
-def _download(source: str, root: Path, tracking_uri: str | None, folder: str) -> Path:
+def _download(source: str, uri: str, folder: str) -> Path:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     run_id, _, name = source.removeprefix("runs:/").partition("/")
-    uri = tracking_uri or f"sqlite:///{(root / 'mlflow.db').resolve()}"
     try:
         client = MlflowClient(uri)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name or 'last'}.ckpt", folder))
@@ -60,99 +57,138 @@ def _download(source: str, root: Path, tracking_uri: str | None, folder: str) ->
 
 
 class Agent:
-    """A policy that keeps its memory between calls; takes and gives NumPy.
+    """A policy that keeps its memory between calls; takes and gives what its environment does, in NumPy.
+
+    Its draws come from a generator of its own: the caller's are left alone.
 
     Args:
         policy: trained policy.
         spaces: sizes that it was trained for.
         recipe: resolved recipe that it was trained by.
+        seed: of the actions that are drawn.
     """
 
-    def __init__(self, policy: TensorDictModuleBase, spaces: Spaces, recipe: dict[str, Any]) -> None:
-        self.policy, self.spaces, self.recipe = policy, spaces, recipe
+    def __init__(
+        self, policy: TensorDictModuleBase, spaces: Spaces, recipe: dict[str, Any] | None = None, *, seed: int = 0
+    ) -> None:
+        self.policy, self.spaces, self.recipe = policy, spaces, recipe or {}
+        self._raw = None if spaces.raw is None else gym_spaces.rebuild(spaces.raw["observation"])
+        self._raw_action = None if spaces.raw is None else gym_spaces.rebuild(spaces.raw["action"])
+        self._generator = torch.Generator().manual_seed(seed).get_state()
         self.reset()
 
     def reset(self, task: Any = None) -> None:
         """Begin a trial or an episode: forget everything.
 
         Args:
-            task: `[task]` or `[num_envs, task]`, for oracle policies only; for agents of many tasks the task's id, or
-                one for each environment, needed where several tasks share the mission's text.
+            task: for agents that are told their task: `[features]` or `[num_envs, features]` where it is a vector;
+                where it is one of several, its name or index, or one for each environment. Agents of MiniGrid read it
+                out of the mission's text unless several tasks share that.
         """
-        self._hidden: Tensor | None = None
+        self._state: Tensor | None = None
         self._action: Tensor | None = None
-        self._name = task if self.spaces.missions else None
-        self._task = None
-        if task is not None and not self.spaces.missions:
-            self._task = torch.as_tensor(np.asarray(task), dtype=torch.float32)
+        self._task = task
 
     @torch.no_grad()
     def act(self, observation: Any, reward: Any = 0.0, done: Any = False, *, deterministic: bool = True) -> Any:
         """The next action, for one environment or for a batch of them.
 
         Args:
-            observation: `[observation]` or `[num_envs, observation]`; for agents of many tasks MiniGrid's
-                dictionary of `image` and `mission`.
-            reward: of the last step, scalar or `[num_envs]`; ignored at the first step of a trial.
-            done: whether the last step ended an episode, scalar or `[num_envs]`; the trial goes on until `reset`.
+            observation: as the environment gives it, or `[num_envs, ...]` of such: for Gymnasium environments with
+                dictionaries or tuples those; for MiniGrid its dictionary of `image` and `mission`.
+            reward: of the last step, scalar or `[num_envs]`; ignored at the first step.
+            done: whether the last step ended an episode of a trial, scalar or `[num_envs]`; the trial goes on until
+                `reset`.
             deterministic: the most likely action rather than a drawn one.
 
         Raises:
             ValueError: the observation has other features, or another mission, than the agent was trained with; an
-                oracle has no task.
+                agent that is told its task has none.
         """
-        shape = self.spaces.image or (self.spaces.observation,)
-        mission = None
+        shown, single = self._shown(observation)
+        n, first = len(shown["observation"]), self._action is None
+        if self._action is None:
+            kind = torch.int64 if self.spaces.discrete else torch.float32
+            self._action = torch.zeros(n, *(() if self.spaces.discrete else (self.spaces.actions,)), dtype=kind)
+        step = {
+            **shown,
+            "episode_done": _column(0.0 if first else done, n),
+            "previous_action": self._action,
+            "previous_reward": _column(0.0 if first else reward, n),
+            "is_init": torch.full((n, 1), first),
+        }
+        mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        with torch.random.fork_rng(devices=[]), set_exploration_type(mode):
+            torch.set_rng_state(self._generator)
+            chosen, self._state = self.policy.act(step, self._state)
+            self._generator = torch.get_rng_state()
+        self._action = chosen["action"]
+        assert self._action is not None
+        actions = self._action.numpy()
+        if self._raw_action is not None:
+            actions = np.stack([gym_spaces.to_action(self._raw_action, action) for action in actions])
+        return actions[0] if single else actions
+
+    def _shown(self, observation: Any) -> tuple[dict[str, Tensor], bool]:
+        """What the observations and the task say, by entry `[num_envs, ...]`, and whether it is a single one."""
+        told, shape = {}, self.spaces.observation
         if self.spaces.missions:
-            mission, observation = self._mission(observation), observation["image"]
+            told = self._mission(observation)
+            observation = observation["image"]
+        elif self._raw is not None:
+            observation = self._flattened(observation)
         x = torch.as_tensor(np.asarray(observation))
         if tuple(x.shape[-len(shape) :]) != shape or not 0 <= x.ndim - len(shape) <= 1:
             sizes = ", ".join(map(str, shape))
             raise ValueError(f"observation is {tuple(x.shape)}; this agent takes [num_envs, {sizes}]")
-        if getattr(self.policy, "uses_task", False) and self._task is None:
-            raise ValueError("this agent's context is the task itself: give it with agent.reset(task=...)")
         single = x.ndim == len(shape)
-        x = x.float().reshape(-1, *shape)
-        n, first = len(x), self._action is None
-        action = torch.zeros(n, *(() if self.spaces.discrete else (self.spaces.actions,)))
-        step = TensorDict(
-            {
-                "observation": x,
-                "episode_done": _column(0.0 if first else done, n),
-                "previous_action": (action.long() if self.spaces.discrete else action) if first else self._action,
-                "previous_reward": _column(0.0 if first else reward, n),
-                "is_init": torch.full((n, 1), first),
-                "task": torch.zeros(n, self.spaces.task) if self._task is None else self._task.expand(n, -1),
-            },
-            batch_size=[n],
-        )
-        if mission is not None:
-            step["mission"] = mission
-        if self._hidden is not None:
-            step["hidden"] = self._hidden
-        mode = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-        with set_exploration_type(mode):
-            step = cast(TensorDict, self.policy(step))
-        self._hidden, self._action = step.get("hidden", None), step["action"]
-        chosen = self._action.numpy()
-        return chosen[0] if single else chosen
+        x = x.reshape(-1, *shape)
+        if not self.spaces.missions:
+            told = self._told(len(x))
+        return {"observation": x if self.spaces.is_image else x.float(), **told}, single
 
-    def _mission(self, observation: Any) -> Tensor:
+    def _flattened(self, observation: Any) -> Any:
+        """Observations of a Gymnasium environment as they are shown in training."""
+        assert self._raw is not None
+        try:
+            single = self._raw.contains(observation) or gym_spaces.is_single(self._raw, observation)
+            return gym_spaces.to_observation(self._raw, observation, batched=not single)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"observation is not one of {self._raw}, nor a batch of them ({error})") from error
+
+    def _told(self, n: int) -> dict[str, Tensor]:
+        if self._task is None:
+            if getattr(self.policy, "told", False):
+                raise ValueError("this agent is told its task: give it with agent.reset(task=...)")
+            return {}
+        if self.spaces.tasks:
+            names = np.broadcast_to(np.asarray(self._task, dtype=object), (n,))
+            known = {name: k for k, name in enumerate(self.spaces.tasks)}
+            try:
+                return {"task": torch.tensor([known[name] if name in known else int(name) for name in names])}
+            except ValueError as error:
+                raise ValueError(f"task is {self._task!r}; it must be one of {', '.join(known)}") from error
+        task = torch.as_tensor(np.asarray(self._task), dtype=torch.float32)
+        return {"task": task.expand(n, -1)}
+
+    def _mission(self, observation: Any) -> dict[str, Tensor]:
         if not isinstance(observation, dict) or not {"image", "mission"} <= observation.keys():
             raise ValueError("observation: this agent takes MiniGrid's dictionary with `image` and `mission`")
         texts = np.atleast_1d(np.asarray(observation["mission"], dtype=object))
-        names = np.broadcast_to(np.asarray(self._name, dtype=object), texts.shape)
-        of_tasks = zip(self.spaces.tasks, self.spaces.missions, strict=True)
-        pairs = [(task, known) for task, missions in of_tasks for known in missions]
-        indices = []
+        names = np.broadcast_to(np.asarray(self._task, dtype=object), texts.shape)
+        pairs = [(k, known) for k, missions in enumerate(self.spaces.missions) for known in missions]
+        missions = []
         for name, text in zip(names, texts, strict=True):
-            fitting = [k for k, (task, known) in enumerate(pairs) if known == text and name in (None, task)]
+            fitting = [
+                m for m, (k, known) in enumerate(pairs) if known == text and name in (None, k, self.spaces.tasks[k])
+            ]
             if len(fitting) != 1:
-                tasks = ", ".join(dict.fromkeys(pairs[k][0] for k in fitting) or dict.fromkeys(self.spaces.tasks))
+                sharing = dict.fromkeys(self.spaces.tasks[pairs[m][0]] for m in fitting)
+                tasks = ", ".join(sharing or dict.fromkeys(self.spaces.tasks))
                 fault = f"is that of {tasks}: say which with" if fitting else f"is not one of {tasks}; check"
                 raise ValueError(f"the mission {text!r} {fault} agent.reset(task=...)")
-            indices += fitting
-        return torch.tensor(indices)
+            missions += fitting
+        return {"mission": torch.tensor(missions), "task": torch.tensor([pairs[m][0] for m in missions])}
 
 
 def _column(value: Any, n: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_hyper import recipes
+from lightning_hyper.folder import Root
 
 VERBS = {
     "fit": "train a recipe, or resume it",
@@ -38,7 +40,10 @@ options:
 first steps:
   lightning-hyper recipes
   lightning-hyper fit -c recurrent/gridnavi_rnn_hn --seed 0
+  lightning-hyper fit -c recurrent/gridnavi_rnn_hn --model.lr 3e-4 --print_config
   lightning-hyper ui
+
+A fault of a recipe or command is said in one line; LIGHTNING_HYPER_TRACEBACK=1 shows where it was found.
 """
 WIDTH = 118
 
@@ -55,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"lightning-hyper {_version()}")
             return 0
         if verb in ("fit", "validate", "test"):
+            # More threads than one slow small networks down; `threads` in a recipe asks for more. Before torch comes.
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
             from lightning_hyper.experiment import main as experiment
 
             return experiment([verb, *rest])
@@ -189,7 +196,7 @@ def _sweep(rest: Sequence[str]) -> int:
         metavar="RECIPE",
         action="append",
         required=True,
-        help="a name or path; repeatable, each trained on its own",
+        help="a name or path, or several layers as one, A+B; repeatable, each trained on its own",
     )
     parser.add_argument("--seeds", type=seeds, metavar="SEEDS", required=True, help="such as 0-9 or 0,3,5")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
@@ -272,13 +279,12 @@ def _ui(rest: Sequence[str]) -> int:
     parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
     chosen = parser.parse_args(rest)
-    root = Path(chosen.root).absolute()
-    database = root / "mlflow.db"
-    if not database.is_file():
+    root = Root(Path(chosen.root).absolute())
+    if not root.database.is_file():
         return _fault(
-            f"no runs at --root {chosen.root}: {database} does not exist; train first, or name the root", "ui"
+            f"no runs at --root {chosen.root}: {root.database} does not exist; train first, or name the root", "ui"
         )
     print(f"MLflow at http://127.0.0.1:{chosen.port} in some seconds (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--default-artifact-root", str(root / "artifacts"), "--host", "127.0.0.1", "--port", str(chosen.port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{root.database}"]
+    command += ["--default-artifact-root", str(root.artifacts), "--host", "127.0.0.1", "--port", str(chosen.port)]
     return subprocess.call(command)

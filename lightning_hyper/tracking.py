@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from lightning_hyper.folder import Root
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SQLITE = "sqlite:///"
 LOCK_SECONDS = 10.0  # how long a database may be locked by somebody else before that is an error
 
 
@@ -23,10 +26,15 @@ class TrackingError(RuntimeError):
 
 def database(root: str | Path) -> str:
     """Tracking URI of the database under a root folder."""
-    return f"sqlite:///{(Path(root) / 'mlflow.db').resolve()}"
+    return f"{SQLITE}{Root(Path(root)).database.resolve()}"
 
 
-def open_experiment(tracking_uri: str, root: Path, experiment: str) -> tuple[MlflowClient, str]:
+def file_of(tracking_uri: str) -> Path | None:
+    """File of a tracking URI that is an SQLite database; None of a server's."""
+    return Path(tracking_uri.removeprefix(SQLITE)) if tracking_uri.startswith(SQLITE) else None
+
+
+def open_experiment(tracking_uri: str, root: str | Path, experiment: str) -> tuple[MlflowClient, str]:
     """A client, and the id of an experiment that is made, or taken out of the bin, where it must be.
 
     Args:
@@ -40,15 +48,15 @@ def open_experiment(tracking_uri: str, root: Path, experiment: str) -> tuple[Mlf
 
     for noisy in ("mlflow.store.db.utils", "alembic"):  # what goes wrong is said by who calls this, in one line
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    root.mkdir(parents=True, exist_ok=True)
-    local = tracking_uri.startswith("sqlite:///")
-    with FileLock(root / ".mlflow.lock", timeout=60):  # two processes making one database break it
-        if local:
-            _create_database(Path(tracking_uri.removeprefix("sqlite:///")))
+    folder, local = Root(Path(root).resolve()), file_of(tracking_uri)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.lock, timeout=60):  # two processes making one database break it
+        if local is not None:
+            _create_database(local)
         client = MlflowClient(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            place = (root / "artifacts" / experiment).as_uri() if local else None
+            place = (folder.artifacts / experiment).as_uri() if local is not None else None
             # Without this tag MLflow opens the experiment on its page for language models.
             kind = {"mlflow.experimentKind": "custom_model_development"}
             return client, str(client.create_experiment(experiment, artifact_location=place, tags=kind))
@@ -58,7 +66,7 @@ def open_experiment(tracking_uri: str, root: Path, experiment: str) -> tuple[Mlf
 
 
 def check_database(path: Path) -> None:
-    """Find out in milliseconds what MLflow would take minutes to say.
+    """Find out in milliseconds what MLflow would take minutes to say; a database that is not there is not made.
 
     Raises:
         TrackingError: the database is locked, unwritable, corrupt or foreign.
@@ -66,6 +74,10 @@ def check_database(path: Path) -> None:
     fault = f"root: the MLflow database {path} cannot be used"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(f"{path.parent} is not writable")
+            return
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -1,15 +1,22 @@
 """Bad recipes and commands are refused before training, in one line that names the key; faults lose nothing."""
 
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 
-from lightning_hyper.modules import MetaAgent
+from lightning_hyper.algorithms import PPO
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.parts import instantiate_model, sentence
 
-TINY, TINY_TD3 = (Path(__file__).parent / name for name in ("tiny.yaml", "tiny_td3.yaml"))
+TINY, TINY_TD3, TINY_RETRIEVAL = (Path(__file__).parent / f"tiny{name}.yaml" for name in ("", "_td3", "_retrieval"))
 
 
 @pytest.fixture
@@ -22,37 +29,66 @@ def run_status():
     return status
 
 
+@pytest.fixture
+def resolved(tiny, capfd):
+    """The recipe as `--print_config` shows it."""
+
+    def show(*arguments, recipe=TINY):
+        with pytest.raises(SystemExit) as end:
+            tiny("fit", *arguments, "--print_config", recipe=recipe)
+        assert end.value.code == 0
+        return yaml.safe_load(capfd.readouterr().out)
+
+    return show
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model.init_args.minibatches", "5"], "model.minibatches is 5"),
-        (["--model.init_args.bptt", "11"], "model.bptt is 11"),
-        (["--data.init_args.env.init_args.size", "2"], "size is 2"),
-        (["--data.init_args.batches_per_epoch", "0"], "data.batches_per_epoch is 0"),
+        (["--model.minibatches", "5"], "model.minibatches is 5"),
+        (["--model.epochs", "0"], "model.epochs is 0"),
+        (["--data.env.env.size", "2"], "data.env.size is 2"),
+        (["--data.evaluate_every", "0"], "data.evaluate_every is 0"),
+        (["--checkpoint.every", "0"], "checkpoint.every is 0"),
         (["--frames", "0"], "frames is 0"),
-        (["--model.init_args.actor.init_args.init", "magic"], "init is 'magic'"),
-        (["--trainer.precision", "16-mixed"], "trainer.precision"),
-        (["--ckpt_path", "last"], "ckpt_path: there is no last.ckpt"),
+        (["--model.actor.init", "magic"], "init is 'magic'"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision is '16-mixed'"),
+        (["--ckpt_path", "last"], "ckpt_path: there is no last.ckpt of a run 'tiny-seed0' in runs/tiny"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file nowhere.ckpt"),
+        (["--ckpt_path"], "--ckpt_path: expected one argument"),
+        (["--model.hiden", "5"], "model.hiden: PPO takes no such argument"),
+        (["--model.epochs", "many"], "model.epochs is 'many'; it must be int"),
+        (["--model.actor", "Hypr"], "model.actor: there is no class 'Hypr'; did you mean Hyper?"),
+        (["--model", "PPOO"], "model: there is no class 'PPOO'; did you mean PPO?"),
+        (["--data.env.env.num_envs", "x"], "data.env.env.num_envs is 'x'; it must be int"),
+        (["--trainer.foo", "5"], "trainer.foo: trainer takes no such argument"),
+        (["--trainer.callbacks+=Gone"], "error: trainer.callbacks: there is no class 'Gone'"),
+        (["--trainer.devices", "many"], "trainer: `devices` selected with"),
+        (["--data.eval_mode", "best"], "data.eval_mode is 'best'; it must be one of 'deterministic', 'sampled'"),
+        (["--model", "null"], "model must name a class, a kind of Algorithm"),
+        (["--framez", "5"], "--framez: a recipe has no key 'framez'; did you mean --frames?"),
+        (["--seed_everything", "3"], "--seed_everything: a recipe has no key 'seed_everything'"),
     ],
 )
-def test_impossible_recipes_name_the_key(tiny, capfd, arguments, said):
+def test_impossible_recipes_name_the_key_in_one_line_and_leave_nothing(tiny, capfd, arguments, said):
     assert tiny("fit", *arguments) == 2
-    assert said in capfd.readouterr().err
-    assert not list(Path("runs").glob("tiny/*/checkpoints"))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith("lightning-hyper fit: error: ")
+    assert said in line
+    assert len(line) < 300
+    assert not list(Path("runs").rglob("*"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data.init_args.env", "GridNavi"], "data.env: GridNavi steps trials"),
-        (["--data.init_args.capacity", "5"], "data.capacity is 5, less than data.batch_size 8"),
-        (["--data.init_args.capacity", "19"], "data.capacity is 19, less than the 20 frames"),
-        (["--data.init_args.warmup_frames", "320"], "data.warmup_frames is 320 and frames only 320"),
-        (["--data.init_args.prioritized", "[0.6]"], "data.prioritized is [0.6]"),
-        (["--model.init_args.policy_delay", "0"], "model.policy_delay is 0"),
-        (["--data.init_args.env.init_args.episode_steps", "0"], "episode_steps is 0"),
-        (["--video", "-1"], "video is -1"),
+        (["--data.env", "GridNavi"], "data.env"),
+        (["--data.capacity", "5"], "data.capacity is 5"),
+        (["--data.capacity", "19"], "data.capacity is 19"),
+        (["--data.warmup_frames", "320"], "data.warmup_frames is 320"),
+        (["--data.prioritized", "[0.6]"], "data.prioritized is [0.6]"),
+        (["--model.policy_delay", "0"], "model.policy_delay is 0"),
+        (["--data.env.episode_steps", "0"], "episode_steps is 0"),
     ],
 )
 def test_bad_values_of_replayed_recipes_are_named(tiny, capfd, arguments, said):
@@ -62,42 +98,153 @@ def test_bad_values_of_replayed_recipes_are_named(tiny, capfd, arguments, said):
     assert len(line) < 300
 
 
+def test_alternatives_of_the_parser_become_one_sentence():
+    message = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'Algorithm'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'mine.PPO':
+        Parser key "init_args.lr":
+          Does not validate against any of the Union subtypes
+          Errors:
+            - Expected a <class 'float'>. Got value: fast
+            - Expected a <class 'int'>. Got value: fast
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>"""
+    assert sentence(message) == "model.lr is 'fast'; it must be float; or model.lr is 'fast'; it must be int"
+    assert sentence("something else\nentirely") == "something else; or entirely"
+
+
+def test_options_reach_the_parser_as_the_recipes_own_values(resolved):
+    before = resolved()["model"]["init_args"]
+    after = resolved("--model.lr", "1e-5", "--model.context.encoder", "LSTM", "--model.context.encoder.hidden=3")
+    changed = after["model"]["init_args"]
+    assert changed.pop("lr") == 1e-5
+    assert changed["context"]["init_args"].pop("encoder")["init_args"]["hidden"] == 3
+    before.pop("lr")
+    before["context"]["init_args"].pop("encoder")
+    assert changed == before
+    assert resolved("--trainer.callbacks+=LearningRateMonitor")["trainer"]["callbacks"][0]["class_path"].endswith(
+        "LearningRateMonitor"
+    )
+
+
+def test_null_reaches_what_lies_below_a_factory(resolved):
+    subset = "--model.retriever.subset"
+    for arguments, value in (((subset, "7"), 7), ((subset, "7", f"{subset}=null"), None)):
+        found = resolved(*arguments, recipe=TINY_RETRIEVAL)
+        assert found["model"]["init_args"]["retriever"]["init_args"]["subset"] is value
+
+
+@pytest.mark.parametrize("given", ["MLP", "{class_path: MLP}", "lightning_hyper.nn.MLP"])
+def test_a_short_name_is_a_part_of_this_package_first(resolved, given):
+    # torchrl has an MLP, too, and the argument takes any torch module
+    found = resolved("--model.actor", "null", "--model.actor", given, "--method", "MLP")
+    assert found["model"]["init_args"]["actor"]["class_path"] == "lightning_hyper.nn.MLP"
+    assert found["method"] == "MLP"
+
+
+def test_a_recipe_that_is_shown_is_the_same_recipe(resolved, tmp_path):
+    found = resolved("--model.lr", "0.25")
+    Path("shown.yaml").write_text(yaml.safe_dump(found))
+    assert resolved(recipe="shown.yaml") == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--help"], "--stop_at_return"), (["--model.help", "PPO"], "--model.minibatches"), (["-h"], "--data")],
+)
+def test_help_is_the_parsers(tiny, capfd, arguments, said):
+    with pytest.raises(SystemExit) as end:
+        tiny("fit", "--frames", "0", *arguments)
+    assert end.value.code == 0
+    assert said in capfd.readouterr().out
+
+
+def test_help_on_an_unknown_class_is_a_fault(tiny, capfd):
+    assert tiny("fit", "--model.help", "PPOO") == 2
+    assert "error: model.help: there is no class 'PPOO'; did you mean PPO?" in capfd.readouterr().err
+
+
+MINE = """
+from lightning_hyper.envs import GridNavi
+from lightning_hyper.nn import Concat
+
+class Mine(Concat):
+    pass
+
+class Broken(Concat):
+    def __init__(self, *args, **kwargs):
+        raise ValueError("my own mistake")
+
+class Late(GridNavi):
+    def simulate(self, action):
+        one, two = (1, 2, 3)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine_of_this_test.py").write_text(MINE)
+    yield "mine_of_this_test"
+    sys.modules.pop("mine_of_this_test", None)
+
+
+def test_a_class_of_ones_own_serves_as_ours_do(tiny, mine, resolved):
+    assert tiny("fit", "--run", "a", "--model.actor", f"{mine}.Mine", "--frames", "320") == 0
+    recipe = torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["recipe"]
+    assert recipe["model"]["init_args"]["actor"]["class_path"] == f"{mine}.Mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model.init_args.hiden", "5"], "hiden"),
-        (["--model.init_args.epochs", "many"], "epochs"),
-        (["--model.init_args.actor", "Hypr"], "Hypr"),
-        (["--framez", "5"], "framez"),
+        (["--model.actor", "{}.Broken"], "my own mistake"),
+        (["--data.env.env", "{{class_path: {}.Late, init_args: {{num_envs: 16}}}}"], "too many values to unpack"),
     ],
 )
-def test_unknown_keys_classes_and_wrong_types_are_named(tiny, capfd, arguments, said):
-    assert tiny("fit", *arguments) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
-    assert said in line
-    assert len(line) < 500
+def test_a_mistake_in_ones_own_class_keeps_its_traceback(tiny, mine, arguments, said):
+    with pytest.raises(ValueError, match=said) as error:
+        tiny("fit", *(argument.format(mine) for argument in arguments))
+    assert not isinstance(error.value, RecipeError)
+    assert error.traceback[-1].path.name == f"{mine}.py"
 
 
-def test_null_reaches_what_lies_below_a_factory(tiny):
-    subset = "--model.init_args.retriever.init_args.subset"
-    retrieval = Path(__file__).parent / "tiny_retrieval.yaml"
-    assert tiny("fit", "--run", "a", subset, "7", f"{subset}=null", "--frames", "192", recipe=retrieval) == 0
-    recipe = torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["recipe"]
-    assert recipe["model"]["init_args"]["retriever"]["init_args"]["subset"] is None
+def test_a_mistake_ends_the_process_with_1_and_a_fault_with_2(tmp_path, mine):
+    command = [sys.executable, "-m", "lightning_hyper", "fit", "-c", str(TINY), "--model.actor"]
+    codes = {}
+    for name in ("Broken", "Gone"):
+        done = subprocess.run([*command, f"{mine}.{name}"], cwd=tmp_path, capture_output=True, text=True)
+        codes[name] = (done.returncode, "Traceback" in done.stderr)
+    assert codes == {"Broken": (1, True), "Gone": (2, False)}
+
+
+def test_a_checkpoints_recipe_imports_nothing_foreign(tiny, mine, capfd):
+    assert tiny("fit", "--run", "a", "--model.actor", f"{mine}.Mine", "--frames", "320") == 0
+    last = "runs/tiny/a/checkpoints/last.ckpt"
+    sys.modules.pop(mine)
+    capfd.readouterr()
+    assert tiny("validate", "--ckpt_path", last, recipe=None) == 2
+    assert f"ckpt_path: the checkpoint's recipe names {mine}.Mine" in capfd.readouterr().err
+    model = torch.load(last, weights_only=True)["recipe"]["model"]
+    with pytest.raises(RecipeError, match=f"names {mine}.Mine"):
+        instantiate_model(model)
+    assert mine not in sys.modules
+    assert isinstance(instantiate_model(model, allow=[mine]), PPO)
+    assert tiny("validate", "--ckpt_path", last, "--model.actor", f"{mine}.Mine") == 0
 
 
 def test_training_begins_with_the_weights_of_a_checkpoint(tiny, capfd):
-    retrieval = Path(__file__).parent / "tiny_retrieval.yaml"
-    absent = ("--data.init_args.env.init_args.absent", "[MiniGrid-DistShift1-v0]")
+    absent = ("--data.env.absent", "[MiniGrid-DistShift1-v0]")
     first, second = (f"runs/tiny/{run}/checkpoints/last.ckpt" for run in "ab")
     later = ("fit", "--weights", first, "--frames", "96")
-    assert tiny("fit", "--run", "a", *absent, "--frames", "192", recipe=retrieval) == 0
-    assert tiny(*later, "--run", "b", "--model.init_args.lr", "1e-30", recipe=retrieval) == 0
+    assert tiny("fit", "--run", "a", *absent, "--frames", "192", recipe=TINY_RETRIEVAL) == 0
+    assert tiny(*later, "--run", "b", "--model.lr", "1e-30", recipe=TINY_RETRIEVAL) == 0
     there, here = (torch.load(path, weights_only=True) for path in (first, second))
     assert (there["frames"], here["frames"]) == (192, 96)
     for name, tensor in there["state_dict"].items():
         torch.testing.assert_close(here["state_dict"][name], tensor, rtol=0, atol=0)
-    assert tiny(*later, "--run", "c", "--model.init_args.actor.init_args.hidden", "[5]", recipe=retrieval) == 2
+    assert tiny(*later, "--run", "c", "--model.actor.hidden", "[5]", recipe=TINY_RETRIEVAL) == 2
     assert "weights: runs/tiny/a/checkpoints/last.ckpt is of another model" in capfd.readouterr().err
     assert tiny(*later, "--run", "d") == 2  # GridNavi
     assert "weights: runs/tiny/a/checkpoints/last.ckpt is for" in capfd.readouterr().err
@@ -113,10 +260,19 @@ def test_no_recipe_at_all(tiny, capfd):
     assert "no recipe" in capfd.readouterr().err
 
 
+def test_several_layers_make_one_run_named_after_them(tiny, tmp_path):
+    (tmp_path / "_short.yaml").write_text("frames: 160\nmethod: short")
+    assert tiny("fit", "-c", "_short.yaml") == 0
+    recipe = torch.load("runs/tiny/tiny-short-seed0/checkpoints/last.ckpt", weights_only=True)["recipe"]
+    assert (recipe["frames"], recipe["method"]) == (160, "short")
+
+
 def test_checkpoint_of_another_recipe_names_what_differs(tiny, capfd):
     assert tiny("fit", "--run", "a", "--frames", "320") == 0
-    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.init_args.lr", "0.5") == 2
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.lr", "0.5") == 2
     assert "model.init_args.lr: 0.001 there, 0.5 here" in capfd.readouterr().err
+    free = ("--data.evaluate_every", "160", "--data.eval_envs", "4", "--data.eval_mode", "sampled")
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", *free, "--frames", "480") == 0
 
 
 def test_truncated_checkpoint_is_refused_and_the_best_one_still_serves(tiny, capfd):
@@ -141,15 +297,17 @@ def test_runs_without_a_name_are_numbered(tiny):
 
 
 def test_nan_stops_with_the_place_and_keeps_the_last_good_checkpoint(tiny, capfd, monkeypatch, run_status):
-    calls = []
-    value = MetaAgent.value
+    update, calls = PPO.update, []
 
-    def spoiled(self, x, c):
-        calls.append(torch.is_grad_enabled())
-        # 2 epochs x 4 minibatches x 2 batches are the first epoch of training
-        return value(self, x, c) * (float("nan") if sum(calls) == 16 + 3 else 1.0)
+    def spoiled(self, loss, *arguments, **named):
+        calls.append(loss)
+        # 2 epochs x 4 minibatches x 2 batches come before the first evaluation
+        return {
+            **update(self, loss, *arguments, **named),
+            "total": loss.detach() * (float("nan") if len(calls) == 19 else 1),
+        }
 
-    monkeypatch.setattr(MetaAgent, "value", spoiled)
+    monkeypatch.setattr(PPO, "update", spoiled)
     assert tiny("fit", "--run", "a") == 1
     assert "total is nan in update 3 of 8 on the batch that ends at frame 480" in capfd.readouterr().err
     good = torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)
@@ -162,7 +320,7 @@ def test_a_crash_marks_the_run_failed(tiny, monkeypatch, run_status):
     def crash(self, batch):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(MetaAgent, "observe", crash)
+    monkeypatch.setattr(PPO, "learn", crash)
     with pytest.raises(RuntimeError, match="boom"):
         tiny("fit", "--run", "a")
     assert run_status() == {"a": "FAILED"}
@@ -193,13 +351,10 @@ def test_everything_lies_under_the_root(tiny, tmp_path):
     assert tiny("fit", "--run", "a", "--root", "elsewhere", "--frames", "320") == 0
     assert {p.name for p in tmp_path.iterdir()} == {"elsewhere"}
     names = {str(p.relative_to("elsewhere")) for p in Path("elsewhere").rglob("*")}
-    assert {
-        "mlflow.db",
-        "tiny/a/checkpoints/last.ckpt",
-        "tiny/a/checkpoints/best.ckpt",
-        "tiny/a/finished.json",
-    } <= names
-    assert any(name.endswith("artifacts/recipe.yaml") for name in names)
+    assert {"mlflow.db", "tiny/a/checkpoints/last.ckpt", "tiny/a/finished.json"} <= names
+    summary = json.loads(Path("elsewhere/tiny/a/finished.json").read_text())
+    assert (summary["frames"], summary["budget"]) == (320, 320)
+    assert "eval/return" in summary
 
 
 def test_checkpoints_to_keep_are_named_by_frame(tiny):
@@ -211,6 +366,17 @@ def test_checkpoints_to_keep_are_named_by_frame(tiny):
 def test_training_stops_at_a_wanted_return(tiny):
     assert tiny("fit", "--run", "a", "--stop_at_return", "-1000") == 0
     assert torch.load("runs/tiny/a/checkpoints/last.ckpt", weights_only=True)["frames"] == 320
+
+
+def test_a_run_says_what_is_of_use_and_no_more(tmp_path):
+    """No warning and no hint of another package in a whole run, and none when it goes on."""
+    command = [sys.executable, "-W", "default", "-m", "lightning_hyper", "fit", "-c", str(TINY), "--run", "a"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for more in (["--frames", "320"], ["--frames", "640", "--ckpt_path", "last"]):
+        done = subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0
+        foreign = ("mlflow", "sqlalchemy", "matmul:", "Restor", " ")  # of MLflow's own database, and of use
+        assert [line for line in done.stderr.splitlines() if not any(word in line[:90] for word in foreign)] == []
 
 
 @pytest.mark.parametrize("recipe", [TINY, TINY_TD3])

@@ -42,6 +42,23 @@ def test_another_class_takes_nothing_of_the_earlier_arguments(tmp_path: Path) ->
     assert merged(tmp_path, earlier, later) == {"actor": {"class_path": "Hyper", "init_args": {"init": "x"}}}
 
 
+def test_the_name_of_a_class_alone_is_short_for_its_mapping(tmp_path: Path) -> None:
+    alone, later = "encoder: GRU", "encoder: {init_args: {hidden: 8}}"
+    whole = {"encoder": {"class_path": "GRU", "init_args": {"hidden": 8}}}
+    assert merged(tmp_path, alone, later) == whole
+    assert merged(tmp_path, "encoder: {class_path: nn.GRU, init_args: {hidden: 8}}", alone) == whole
+    assert merged(tmp_path, "encoder: {class_path: LSTM, init_args: {hidden: 8}}", alone) == {
+        "encoder": {"class_path": "GRU"}
+    }
+
+
+@pytest.mark.parametrize("path", ["a.Concat", "b.Concat"])
+def test_classes_of_one_name_in_two_modules_are_two(tmp_path: Path, path: str) -> None:
+    earlier = "actor: {class_path: a.Concat, init_args: {out: 1}}"
+    kept = {"init_args": {"out": 1}} if path == "a.Concat" else {}
+    assert merged(tmp_path, earlier, f"actor: {{class_path: {path}}}") == {"actor": {"class_path": path, **kept}}
+
+
 @pytest.mark.parametrize("later", ["{init_args: {out: 2}}", "{class_path: Concat, init_args: {out: 2}}"])
 def test_the_same_class_keeps_its_other_arguments(tmp_path: Path, later: str) -> None:
     result = merged(tmp_path, "actor: {class_path: Concat, init_args: {hidden: [8], out: 1}}", f"actor: {later}")
@@ -90,11 +107,49 @@ def test_layers_lie_below_and_in_order(shipped: Path) -> None:
     assert recipes.resolve(["paper/method"]) == {"lr": 3, "gamma": 2, "frames": 4}
 
 
-def test_a_second_whole_recipe_brings_its_own_layers(shipped: Path) -> None:
-    write(shipped, "_base", "lr: 1")
+@pytest.mark.parametrize("named", [["a", "b"], ["a+b"]])
+def test_recipes_given_together_are_layers_of_one(shipped: Path, named: list[str]) -> None:
+    write(shipped, "_base", "lr: 1\ngamma: 1")
     write(shipped, "a", "layers: [_base]\nlr: 2")
-    write(shipped, "b", "layers: [_base]")
-    assert recipes.resolve(["a", "b"]) == {"lr": 1}
+    write(shipped, "b", "layers: [_base]\ngamma: 3")
+    assert recipes.resolve(named) == {"lr": 2, "gamma": 3}
+    assert recipes.stem(named) == "a-b"
+
+
+def test_a_file_whose_name_has_a_plus_is_one_file(shipped: Path) -> None:
+    write(shipped, "a", "x: 1")
+    write(shipped, "a+b", "x: 2")
+    assert recipes.resolve(["a+b"]) == {"x": 2}
+    assert recipes.stem(["sub/a+b"]) == "a-b"
+    assert recipes.stem(["a+b"]) == "a+b"
+
+
+def test_a_task_and_a_method_make_a_recipe_in_either_order(shipped: Path) -> None:
+    write(shipped, "seven", "experiment: seven\ndata: {init_args: {env: {init_args: {tasks: seven}}}}")
+    write(
+        shipped,
+        "mppo",
+        "method: MPPO\n"
+        "data: {class_path: Rollouts, init_args: {env: {class_path: MiniGrid, init_args: {num_envs: 60}}}}",
+    )
+    env = {"class_path": "MiniGrid", "init_args": {"tasks": "seven", "num_envs": 60}}
+    expected = {"experiment": "seven", "method": "MPPO", "data": {"class_path": "Rollouts", "init_args": {"env": env}}}
+    assert recipes.resolve(["seven", "mppo"]) == recipes.resolve(["mppo", "seven"]) == expected
+    write(shipped, "mine", "method: mine")
+    assert recipes.resolve(["seven", "mppo", "mine"])["method"] == "mine"
+
+
+def test_an_old_name_is_what_it_is_now_and_that_is_said_once(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(shipped, "retrieval/seven", "tasks: 7")
+    write(shipped, "retrieval/mppo", "method: MPPO")
+    write(shipped, "renamed", "retrieval/minigrid7_mppo: [retrieval/seven, retrieval/mppo]")
+    for _ in range(2):
+        assert recipes.resolve(["retrieval/minigrid7_mppo"]) == {"tasks": 7, "method": "MPPO"}
+    said = "recipe retrieval/minigrid7_mppo is now called: -c retrieval/seven -c retrieval/mppo\n"
+    assert capsys.readouterr().err == said
+    write(shipped, "mine", "layers: [retrieval/minigrid7_mppo]\ntasks: 8")
+    assert recipes.resolve(["mine"]) == {"tasks": 8, "method": "MPPO"}
+    assert recipes.names() == ["mine", "retrieval/mppo", "retrieval/seven"]
 
 
 def test_resolving_twice_gives_results_of_their_own(shipped: Path) -> None:
@@ -172,7 +227,8 @@ def test_the_listing_leaves_out_layers_and_gathers_the_measured_lines(shipped: P
     write(shipped, "paper/_base", 'paper: "2309.14970"\nenvironment: GridNavi')
     write(shipped, "_drafts/method", "x: 1")
     write(shipped, "paper/method", HEADER + "layers: [paper/_base]\nmethod: RNN+HN\n")
-    write(shipped, "paper/other", "# paper/other\nlayers: [paper/_base]\nmethod: RNN\n")
+    write(shipped, "paper/other", "# paper/other\nlayers: [paper/_base]\nmethod: RNN\ndata: Rollouts")
+    write(shipped, "paper/whole", "layers: [paper/other]\nmodel: {class_path: PPO}")
     assert recipes.listing() == [
         (
             "paper/method",
@@ -181,7 +237,14 @@ def test_the_listing_leaves_out_layers_and_gathers_the_measured_lines(shipped: P
             "GridNavi",
             "trial return 33.1 [32.5, 33.6], 5 seeds, 3M frames",
         ),
-        ("paper/other", "2309.14970", "RNN", "GridNavi", "not measured yet"),
+        (
+            "paper/other",
+            "2309.14970",
+            "RNN",
+            "GridNavi",
+            "a layer without `model`: train it together with others, as in `fit -c paper/other -c OTHER`",
+        ),
+        ("paper/whole", "2309.14970", "RNN", "GridNavi", "not measured yet"),
     ]
 
 
@@ -219,3 +282,117 @@ def test_an_installed_wheel_is_preferred_to_a_neighbour(tmp_path: Path, monkeypa
     assert recipes.folder() == tmp_path / "recipes"
     (tmp_path / "lightning_hyper" / "_recipes").mkdir()
     assert recipes.folder() == tmp_path / "lightning_hyper" / "_recipes"
+
+
+RECIPE = {
+    "model": {
+        "class_path": "PPO",
+        "init_args": {"lr": 0.1, "encoder": "GRU", "actor": {"class_path": "Hyper", "init_args": {"hidden": [8]}}},
+    },
+    "data": {"class_path": "Rollouts", "init_args": {"env": {"class_path": "Trials", "init_args": {"env": "Grid"}}}},
+    "trainer": {"devices": 1, "callbacks": [{"class_path": "Attention", "init_args": {"every": 1}}, "Video"]},
+    "run": "a",
+}
+
+
+def place(recipe: object, *path: object) -> object:
+    for step in path:
+        recipe = recipe[step]  # type: ignore[index]
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "value"),
+    [
+        (["--model.lr", "1e-4"], ("model", "init_args", "lr"), 1e-4),
+        (["--model.lr=1e-4"], ("model", "init_args", "lr"), 1e-4),
+        (["--model.init_args.lr", "-2"], ("model", "init_args", "lr"), -2),
+        (["--model.new", "true"], ("model", "init_args", "new"), True),
+        (["--model.actor.hidden", "null"], ("model", "init_args", "actor", "init_args", "hidden"), None),
+        (["--model.actor", "null"], ("model", "init_args", "actor"), None),
+        (["--model.actor.hidden", "[4, 4]"], ("model", "init_args", "actor", "init_args", "hidden"), [4, 4]),
+        (["--model.actor.hidden+=4"], ("model", "init_args", "actor", "init_args", "hidden"), [8, 4]),
+        (["--model.actor.hidden+=[4, 2]"], ("model", "init_args", "actor", "init_args", "hidden"), [8, 4, 2]),
+        (["--model.actor", "Concat"], ("model", "init_args", "actor"), {"class_path": "Concat"}),
+        (["--model.actor", "Hyper"], ("model", "init_args", "actor", "init_args"), {"hidden": [8]}),
+        (
+            ["--model.actor", "{class_path: Hyper, init_args: {gain: 1}}"],
+            ("model", "init_args", "actor", "init_args"),
+            {"hidden": [8], "gain": 1},
+        ),
+        (
+            ["--model.encoder.hidden", "3"],
+            ("model", "init_args", "encoder"),
+            {"class_path": "GRU", "init_args": {"hidden": 3}},
+        ),
+        (["--model.loss.clip", "0.1"], ("model", "init_args", "loss"), {"clip": 0.1}),
+        (
+            ["--data.env.env.num_envs", "8"],
+            ("data", "init_args", "env", "init_args", "env"),
+            {"class_path": "Grid", "init_args": {"num_envs": 8}},
+        ),
+        (["--model", "TD3"], ("model",), {"class_path": "TD3"}),
+        (["--model", "TD3", "--model.lr", "1"], ("model",), {"class_path": "TD3", "init_args": {"lr": 1}}),
+        (["--trainer.devices", "2"], ("trainer", "devices"), 2),
+        (["--trainer.max_steps=5"], ("trainer", "max_steps"), 5),
+        (
+            ["--trainer.callbacks+=Bar", "--trainer.callbacks.every", "9"],
+            ("trainer", "callbacks", 2),
+            {"class_path": "Bar", "init_args": {"every": 9}},
+        ),
+        (["--trainer.callbacks+={class_path: Bar}"], ("trainer", "callbacks", 2), {"class_path": "Bar"}),
+        (
+            ["--trainer.callbacks.0.every", "9"],
+            ("trainer", "callbacks", 0),
+            {"class_path": "Attention", "init_args": {"every": 9}},
+        ),
+        (["--trainer.callbacks", "[]"], ("trainer", "callbacks"), []),
+        (["--checkpoint.every", "5"], ("checkpoint", "every"), 5),
+        (["--run", "3"], ("run",), "3"),
+        (["--run", "1e-4"], ("run",), "1e-4"),
+        (["--run", "null"], ("run",), None),
+        (["--paper", "2309.10"], ("paper",), "2309.10"),
+        (["--method="], ("method",), ""),
+        (["--variant", "lr=1, gamma: 2"], ("variant",), "lr=1, gamma: 2"),
+        (["--frames", "3_000"], ("frames",), 3000),
+        (["--frames", "1", "--frames", "2"], ("frames",), 2),
+    ],
+)
+def test_an_option_overrides_the_place_that_it_names(
+    arguments: list[str], path: tuple[object, ...], value: object
+) -> None:
+    before = repr(RECIPE)
+    found = place(recipes.override(RECIPE, arguments), *path)
+    assert found == value
+    assert type(found) is type(value)
+    assert repr(RECIPE) == before
+
+
+def test_what_is_not_overridden_stays() -> None:
+    assert recipes.override(RECIPE, []) == RECIPE
+    changed = recipes.override(RECIPE, ["--model.lr", "1"])
+    changed["model"]["init_args"]["lr"] = 0.1
+    assert changed == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--framez", "5"], "--framez: a recipe has no key 'framez'; did you mean --frames?"),
+        (["--lr", "5"], "--lr: a recipe has no key 'lr'; known are model, data"),
+        (["--frames"], "--frames needs a value"),
+        (["--frames="], "--frames needs a value"),
+        (["--frames", "--seed", "1"], "--frames needs a value"),
+        (["frames", "5"], "'frames' is no option"),
+        (["--model..lr", "5"], "'--model..lr' is no option"),
+        (["--model.lr", "{a"], "--model.lr: '{a' is no YAML: did not find expected ',' or '}'"),
+        (["--model.lr.x", "1"], "--model.lr.x: 0.1 is there, in which there is no key 'x'"),
+        (["--trainer.callbacks.2.every", "1"], "--trainer.callbacks.2.every: the list there has 2 item(s)"),
+        (["--trainer.devices+=1"], "command line: key `trainer.devices+` appends a list to a list, but found 1"),
+    ],
+)
+def test_an_option_that_leads_nowhere_is_refused_in_one_sentence(arguments: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        recipes.override(RECIPE, arguments)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from lightning_hyper.sweep import SweepError, sweep
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.sweep import LocalProcesses, SweepError, sweep
 
-# Trains by waiting: a last.ckpt at once, a line of progress every 20 ms, finished.json at the end.
+# Trains by waiting: a last.ckpt at once, a line of progress every 20 ms, finished.json at the end. How is said by keys
+# of a recipe, because a sweep refuses others.
 STUB = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -33,21 +35,21 @@ with started.open("a") as file:
 (folder / "checkpoints").mkdir(exist_ok=True)
 (folder / "checkpoints" / "last.ckpt").touch()
 def interrupt(number, frame):
-    if options.get("--stubborn") == "1":
+    if options.get("--trainer.stubborn") == "1":
         print("not now", flush=True)
         return
     print("Stopped, checkpoint written", flush=True)
     sys.exit(130)
 signal.signal(signal.SIGINT, interrupt)
-steps = int(options.get("--steps", 2))
+steps = int(options.get("--trainer.steps", 2))
 frames = int(options.get("--frames", 100))
 for step in range(steps):
-    if options.get("--crash") == options["--seed"]:
+    if options.get("--trainer.crash") == options["--seed"]:
         print("Traceback\\nRuntimeError: loss is not finite", flush=True)
         sys.exit(1)
     done = frames * (step + 1) // steps
     print(f"frames {done:,}/{frames:,}  41,230 frames/s  eval/return {step:.1f}", flush=True)
-    time.sleep(float(options.get("--pause", 0.02)))
+    time.sleep(float(options.get("--trainer.pause", 0.02)))
 (folder / "finished.json").write_text(json.dumps({"frames": frames, "budget": frames, "eval/return": 1.0}))
 """
 
@@ -61,7 +63,7 @@ class Lab:
         (folder / "rnn.yaml").write_text("frames: 100")
         (folder / "rnn_hn.yaml").write_text("frames: 100")
         self.recipe, self.other = str(folder / "rnn.yaml"), str(folder / "rnn_hn.yaml")
-        self.child = [sys.executable, str(folder / "stub.py")]
+        self.launcher = LocalProcesses([sys.executable, str(folder / "stub.py")])
         self.said = ""
 
     def sweep(self, experiment: str, recipes: Sequence[str] = (), seeds: Sequence[int] = (0, 1), **options: Any) -> int:
@@ -72,7 +74,7 @@ class Lab:
                 seeds,
                 experiment=experiment,
                 root=self.root,
-                child=self.child,
+                launcher=self.launcher,
                 output=output,
                 **options,
             )
@@ -128,12 +130,59 @@ def test_threads_chosen_by_the_user_stay(lab: Lab, monkeypatch: pytest.MonkeyPat
 
 def test_variants_are_all_combinations_and_named(lab: Lab) -> None:
     vary = {"model.init_args.lr": ["0.001", "1e-4"], "model.init_args.gamma": ["0.9"]}
-    assert lab.sweep("vary", seeds=[0], vary=vary, overrides=["--steps", "1"]) == 0
+    assert lab.sweep("vary", seeds=[0], vary=vary, overrides=["--trainer.steps", "1"]) == 0
     (start,) = lab.starts("vary", "rnn-lr=0.001-gamma=0.9-seed0")
-    assert option(start, "--model.init_args.lr") == "0.001"
+    assert "--model.init_args.lr=0.001" in start["argv"]
     assert option(start, "--variant") == "lr=0.001, gamma=0.9"
-    assert option(start, "--steps") == "1"
+    assert option(start, "--trainer.steps") == "1"
     assert len(lab.starts("vary", "rnn-lr=1e-4-gamma=0.9-seed0")) == 1
+
+
+def test_layers_are_swept_as_one_recipe(lab: Lab) -> None:
+    (lab.folder / "_long.yaml").write_text("frames: 200")
+    composed = f"{lab.recipe}+{lab.folder / '_long.yaml'}"
+    assert lab.sweep("composed", [composed], seeds=[0], overrides=["--frames=150"]) == 0
+    (start,) = lab.starts("composed", "rnn-long-seed0")
+    assert start["argv"][:3] == ["fit", "-c", composed]
+    assert set(lab.parents("composed")) == {f"sweep {composed}"}
+    # The later layer's budget counts, which the stub does not know of.
+    assert lab.sweep("composed", [composed], seeds=[0]) == 1
+    assert "ended without finished.json for its budget" in lab.said
+
+
+class Recorded:
+    """A launcher without processes: a run is over when it is asked for the second time."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, list[str]]] = []
+        self.asked: dict[str, int] = {}
+        self.running: set[str] = set()
+        self.most = 0
+
+    def start(self, job: Any, arguments: Sequence[str]) -> None:
+        self.started.append((job.name, list(arguments)))
+        self.running.add(job.name)
+        self.most = max(self.most, len(self.running))
+
+    def code(self, job: Any) -> int | None:
+        self.asked[job.name] = self.asked.get(job.name, 0) + 1
+        if self.asked[job.name] < 2:
+            return None
+        self.running.discard(job.name)
+        job.folder.finish({"frames": 100, "budget": 100})
+        return 0
+
+    def interrupt(self, job: Any) -> None: ...
+
+    def kill(self, job: Any) -> None: ...
+
+
+def test_another_launcher_may_execute_the_runs(lab: Lab) -> None:
+    launcher = Recorded()
+    assert sweep([lab.recipe], [0, 1], experiment="elsewhere", root=lab.root, launcher=launcher) == 0
+    assert [name for name, _ in launcher.started] == ["rnn-seed0", "rnn-seed1"]
+    assert all(arguments[:3] == ["fit", "-c", lab.recipe] for _, arguments in launcher.started)
+    assert lab.parents("elsewhere")[f"sweep {lab.recipe}"]["status"] == "FINISHED"
 
 
 def test_finished_runs_are_skipped_until_the_budget_grows(lab: Lab) -> None:
@@ -161,7 +210,7 @@ def test_a_run_that_was_cut_is_resumed(lab: Lab) -> None:
 
 
 def test_one_failure_stops_no_other_and_is_reported_with_its_last_lines(lab: Lab) -> None:
-    assert lab.sweep("crash", seeds=[0, 1, 2], jobs=1, overrides=["--crash", "1"]) == 1
+    assert lab.sweep("crash", seeds=[0, 1, 2], jobs=1, overrides=["--trainer.crash", "1"]) == 1
     assert "2 finished, 1 failed" in lab.said
     assert f"FAILED rnn-seed1: exit code 1; log: {lab.root / 'crash' / 'rnn-seed1' / 'log.txt'}" in lab.said
     assert "RuntimeError: loss is not finite" in lab.said
@@ -171,9 +220,10 @@ def test_one_failure_stops_no_other_and_is_reported_with_its_last_lines(lab: Lab
 
 
 def test_no_more_than_jobs_run_at_a_time(lab: Lab) -> None:
-    began = time.monotonic()
-    assert lab.sweep("jobs", seeds=[0, 1, 2], jobs=1, overrides=["--pause", "0.3", "--steps", "1"]) == 0
-    assert time.monotonic() - began > 0.9
+    launcher = Recorded()
+    assert sweep([lab.recipe], range(5), jobs=2, experiment="jobs", root=lab.root, launcher=launcher) == 0
+    assert len(launcher.started) == 5
+    assert launcher.most == 2
 
 
 def test_a_run_in_use_by_another_sweep_is_left_alone(lab: Lab) -> None:
@@ -190,9 +240,10 @@ def test_a_run_in_use_by_another_sweep_is_left_alone(lab: Lab) -> None:
 
 def start_in_background(lab: Lab, experiment: str, *overrides: str, patience: float = 20) -> subprocess.Popen[str]:
     code = (
-        "import sys\nfrom lightning_hyper.sweep import sweep\n"
-        f"sys.exit(sweep([{lab.recipe!r}], [0, 1, 2], 2, {experiment!r}, {str(lab.root)!r}, child={lab.child!r},"
-        f" patience={patience}, overrides=['--pause', '0.5', '--steps', '100', *{list(overrides)!r}]))"
+        "import sys\nfrom lightning_hyper.sweep import LocalProcesses, sweep\n"
+        f"launcher = LocalProcesses({lab.launcher.command!r})\n"
+        f"sys.exit(sweep([{lab.recipe!r}], [0, 1, 2], 2, {experiment!r}, {str(lab.root)!r}, launcher=launcher,"
+        f" patience={patience}, overrides=['--trainer.pause', '0.5', '--trainer.steps', '100', *{list(overrides)!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -228,7 +279,7 @@ def test_an_interrupt_lets_the_children_write_a_checkpoint(lab: Lab, number: sig
 
 
 def test_a_child_that_does_not_end_in_time_is_killed(lab: Lab) -> None:
-    process = start_in_background(lab, "stubborn", "--stubborn", "1", patience=0.5)
+    process = start_in_background(lab, "stubborn", "--trainer.stubborn", "1", patience=0.5)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -248,6 +299,10 @@ def test_faults_are_told_before_anything_starts(lab: Lab, tmp_path: Path) -> Non
         lab.sweep("faults", overrides=["--seed=3"])
     with pytest.raises(SweepError, match=r"frames: .*'many'"):
         lab.sweep("faults", overrides=["--frames", "many"])
+    with pytest.raises(RecipeError, match=r"--framez: .*did you mean --frames"):
+        lab.sweep("faults", overrides=["--framez", "5"])
+    with pytest.raises(RecipeError, match="--modle"):
+        lab.sweep("faults", vary={"modle.lr": ["1"]})
     twin = tmp_path / "rnn.yaml"
     twin.write_text("frames: 100")
     with pytest.raises(SweepError, match="run name rnn-seed0"):

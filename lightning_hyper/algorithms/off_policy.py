@@ -4,81 +4,103 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from lightning_hyper.algorithms.base import Algorithm, ended_episodes
+from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.checks import RecipeError, positive
 from lightning_hyper.experience.replay import Replayed
-from lightning_hyper.experience.replay_buffer import Minibatch
-from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.agent import ConditionalFactory
-from lightning_hyper.modules.critic import Order, TwinCritic
-from lightning_hyper.modules.policies import ActorFactory, BoundedPolicy
+from lightning_hyper.experience.replay_buffer import Minibatch, split
+from lightning_hyper.modules import Contexts, ReturnScale, RunningNorm, Spaces
+from lightning_hyper.modules.actor_critic import ConditionalFactory
+from lightning_hyper.modules.context import ContextFactory
+from lightning_hyper.modules.critic import Part, TwinCritic
+from lightning_hyper.modules.observation import EncoderFactory
+from lightning_hyper.modules.policies import BoundedPolicy
+from lightning_hyper.nn import Concat
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class OffPolicy(Algorithm):
     """An actor and twin critics that learn from a replay buffer.
 
+    Policy and critics share the context source, which learns from the critics' loss; the policy's loss sees its
+    contexts as given. Each of the two has an encoder of its own. A source with a memory learns over windows of frames,
+    see `data.sequence`.
+
     Args:
-        actor: makes the network of the policy.
-        critic: makes a Q-function, a conditional network; there are two of them.
-        order: which of state (S) and action (A) is the context: see `TwinCritic`.
+        actor: makes the network of the policy; null for two layers of 256 ReLU units.
+        critic: makes a Q-function, of which there are two; null for two layers of 256 ReLU units.
+        encoder: makes an encoder of the observation, one for the policy and one for the critics.
+        context: makes the context source, or several which are joined; null for none.
+        embedding: makes an embedding of the context.
+        critic_context: what the Q-functions are conditioned on, of `state`, `action`, `constant`, `task`: see
+            `TwinCritic`.
         shared_trunk: one trunk for both critics.
         actor_lr: learning rate of Adam for the policy.
-        critic_lr: learning rate for the critics.
+        critic_lr: learning rate for the critics and the context source.
         gamma: discount per frame.
         tau: share of the networks that goes into their targets at each of the targets' updates.
         normalize_observation: running standardisation of observations.
+        normalize_reward: divide rewards by the running deviation of the discounted return.
         compile: compile the losses with `torch.compile`; slower on CPUs.
+        options: as in `Algorithm`.
     """
 
     def __init__(
         self,
         *,
-        actor: ActorFactory,
-        critic: ConditionalFactory,
-        order: Order = "SA",
+        actor: ConditionalFactory | None = None,
+        critic: ConditionalFactory | None = None,
+        encoder: EncoderFactory | None = None,
+        context: ContextFactory | Sequence[ContextFactory] | None = None,
+        embedding: EncoderFactory | None = None,
+        critic_context: Sequence[Part] = ("state",),
         shared_trunk: bool = False,
         actor_lr: float = 3e-4,
         critic_lr: float = 3e-4,
         gamma: float = 0.99,
         tau: float = 0.005,
         normalize_observation: bool = False,
+        normalize_reward: bool = False,
         compile: bool = False,  # noqa: A002
-        max_grad_norm: float | None = None,
-        lr_schedule: Literal["constant", "linear"] = "constant",
+        **options: Any,
     ) -> None:
-        super().__init__(max_grad_norm=max_grad_norm, lr_schedule=lr_schedule)
-        for key, value in (("actor_lr", actor_lr), ("critic_lr", critic_lr)):
-            if value <= 0:
-                raise ValueError(f"model.{key} is {value}; it must be positive")
+        super().__init__(**options)
+        positive("model.actor_lr", actor_lr)
+        positive("model.critic_lr", critic_lr)
         for key, value in (("gamma", gamma), ("tau", tau)):
             if not 0 <= value <= 1:
-                raise ValueError(f"model.{key} is {value}; it must lie in [0, 1]")
-        self.actor, self.critic, self.order, self.shared_trunk = actor, critic, order, shared_trunk
+                raise RecipeError(f"model.{key} is {value}; it must lie in [0, 1]")
+        plain = partial(Concat, hidden=(256, 256), activation="relu")
+        self.actor, self.critic, self.encoder = actor or plain, critic or plain, encoder
+        self.context, self.embedding, self.critic_context = context, embedding, critic_context
+        self.shared_trunk, self.normalize_observation = shared_trunk, normalize_observation
         self.actor_lr, self.critic_lr, self.gamma, self.tau = actor_lr, critic_lr, gamma, tau
-        self.normalize_observation = normalize_observation
-        self._critic_loss_of, self._actor_loss_of = self.critic_loss, self.actor_loss
+        self.reward_scale = ReturnScale(gamma) if normalize_reward else None
         if compile:
-            self._critic_loss_of = torch.compile(self.critic_loss)
-            self._actor_loss_of = torch.compile(self.actor_loss)
+            for name in ("critic_loss", "actor_loss"):
+                setattr(self, name, torch.compile(getattr(self, name)))
 
     # What a subclass supplies.
 
     @abstractmethod
-    def make_policy(self, spaces: Spaces) -> BoundedPolicy:
-        """The policy for these sizes."""
+    def make_policy(self, spaces: Spaces, actor: ConditionalFactory, **options: Any) -> BoundedPolicy:
+        """The policy for these sizes; the options are those of `BoundedPolicy`."""
 
     @abstractmethod
-    def _update(self, minibatch: Minibatch) -> dict[str, Tensor]:
-        """One update; gives what it measured, `td_error` `[size]` included."""
+    def learn_minibatch(self, minibatch: Minibatch) -> tuple[dict[str, Tensor], Tensor]:
+        """One update; gives what it measured, and the size of each sample's error."""
 
     @abstractmethod
     def critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of the critics, mean value, and the size of each frame's error `[size]`."""
+        """Loss of the critics, mean value, and the size of each sample's error."""
 
     @abstractmethod
     def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
@@ -87,71 +109,123 @@ class OffPolicy(Algorithm):
     # What the base class calls.
 
     def build(self, spaces: Spaces) -> None:
-        self.agent = self.make_policy(spaces)
-        self.critics = TwinCritic(spaces, self.critic, order=self.order, shared_trunk=self.shared_trunk)
+        self.spaces = spaces
+        self.agent = self.make_policy(
+            spaces,
+            self.actor,
+            encoder=self.encoder,
+            context=self.context,
+            embedding=self.embedding,
+            normalize_observation=self.normalize_observation,
+        )
+        self.critics = TwinCritic(
+            spaces,
+            self.critic,
+            context=self.critic_context,
+            task_features=self.agent.context_features,
+            encoder=self.encoder,
+            norm=self.agent.observation.norm,
+            shared_trunk=self.shared_trunk,
+        )
         self.target_critics = target_of(self.critics)
 
     @property
     def policy(self) -> BoundedPolicy:
         return self.agent
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = [
-            self._group("actor", self.agent.network.parameters(), self.actor_lr),
-            self._group("critic", self.critics.parameters(), self.critic_lr),
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        policy = [*self.agent.actor.parameters(), *self.agent.observation.parameters()]
+        source = [part for part in (self.agent.context, self.agent.embedding) if part is not None]
+        critics = [parameter for part in (self.critics, *source) for parameter in part.parameters()]
+        return [
+            {"name": "actor", "params": policy, "lr": self.actor_lr},
+            {"name": "critic", "params": critics, "lr": self.critic_lr},
         ]
-        return torch.optim.Adam([*groups, *self.extra_groups()], fused=True)
-
-    def extra_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups besides actor and critic."""
-        return []
-
-    @staticmethod
-    def _group(name: str, parameters: Any, lr: float) -> dict[str, Any]:
-        return {"name": name, "params": list(parameters), "lr": lr, "initial_lr": lr}
 
     def collected(self, batch: Replayed) -> TensorDict:
         return batch.collected
 
     def learn(self, batch: Replayed) -> list[dict[str, Tensor]]:
-        self.agent.observe(batch.collected["observation"])
+        self.agent.update_statistics(batch.collected)
+        if self.reward_scale is not None:
+            self.reward_scale.take_in(batch.collected["next", "reward"], batch.collected["next", "done"])
         measured = []
-        for minibatch in batch.minibatches(self.seen):
-            update = self._update(minibatch)
-            error = update.pop("td_error")
-            if batch.prioritize is not None:
-                batch.prioritize(minibatch["index"], error)
-            measured.append(update)
+        for block in batch.blocks():
+            for minibatch in split(self.preprocess(block), batch.batch_size):
+                update, error = self.learn_minibatch(minibatch)
+                batch.prioritize(minibatch, error)
+                measured.append(update)
         return measured
 
-    def seen(self, drawn: Minibatch) -> Minibatch:
-        """Frames as the networks see them: observations standardised, actions scaled, n-step return and discount."""
-        powers = self.gamma ** torch.arange(drawn["reward"].shape[-1], device=drawn["reward"].device)
-        return {
-            **drawn,
-            "observation": self.agent.norm(drawn["observation"]),
-            "next_observation": self.agent.norm(drawn["next_observation"]),
-            "action": self.agent.scaled(drawn["action"]),
-            "reward": drawn["reward"] @ powers,
-            "discount": self.gamma ** drawn["steps"] * ~drawn["terminated"],
+    def preprocess(self, block: Minibatch) -> Minibatch:
+        """Samples as the losses want them: actions scaled, n-step return and discount, the steps of a window apart."""
+        reward = block["reward"] if self.reward_scale is None else self.reward_scale.scaled(block["reward"])
+        powers = self.gamma ** torch.arange(reward.shape[-1], device=reward.device)
+        ready = {
+            **block,
+            "action": self.agent.scaled(block["action"]),
+            "reward": reward @ powers,
+            "discount": self.gamma ** block["steps"] * ~block["terminated"],
         }
+        if "place" in block:
+            place = block["place"]
+            row = torch.arange(len(place), device=place.device).unsqueeze(-1)
+            for key in self.agent.observation.in_keys:
+                window = block[f"window_{key}"]
+                ready[key], ready[f"next_{key}"] = window[row, place], window[row, place + 1]
+        return ready
 
-    def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
-        return ended_episodes(batch, prefix)
+    def save_state(self) -> dict[str, Any]:
+        return {} if self.reward_scale is None else {"reward_scale": self.reward_scale.save_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.reward_scale is not None:
+            self.reward_scale.load_state(state["reward_scale"])
 
     # What a subclass uses.
 
+    def following(self, minibatch: Minibatch) -> Minibatch:
+        """The observations that follow, under the names of the observations."""
+        return {key: minibatch[f"next_{key}"] for key in self.agent.observation.in_keys}
+
+    def contexts(self, minibatch: Minibatch) -> tuple[Contexts, Contexts]:
+        """Contexts of the samples, and, without gradients, of the steps that follow."""
+        policy = self.agent
+        if policy.context is None:
+            nothing = Contexts(minibatch["action"][..., :0])
+            return nothing, nothing
+        if "place" in minibatch:
+            window = {key: minibatch[f"window_{key}"] for key in policy.window_keys}
+            each = self._contexts_of(window, minibatch["context_state"]).each()
+            place = minibatch["place"]
+            row = torch.arange(len(place), device=place.device).unsqueeze(-1)
+            return Contexts(each[row, place]), Contexts(each[row, place + 1].detach())
+        steps = {key: minibatch[key].unsqueeze(1) for key in policy.window_keys}
+        after = {key: minibatch[f"next_{key}"].unsqueeze(1) for key in policy.window_keys}
+        with torch.no_grad():
+            following = self._contexts_of(after).flat()
+        return self._contexts_of(steps).flat(), following
+
+    def _contexts_of(self, window: Minibatch, state: Tensor | None = None) -> Contexts:
+        with torch.no_grad():
+            x = self.agent.observation(window)
+        return self.agent.contexts(window, x, state)[0]
+
     @staticmethod
-    def _squared(value: Tensor, target: Tensor, minibatch: Minibatch) -> Tensor:
+    def squared_error(value: Tensor, target: Tensor, minibatch: Minibatch) -> Tensor:
         """Mean squared error, weighted where sampling was prioritised."""
         error = (value - target).square()
         return (error * minibatch["weight"]).mean() if "weight" in minibatch else error.mean()
 
     @torch.no_grad()
-    def _follow(self, target: nn.Module, network: nn.Module) -> None:
-        torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.tau)
+    def follow(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        """Move targets, the first of each pair, towards their networks by `tau`."""
+        targets: list[Tensor] = [parameter for target, _ in pairs for parameter in target.parameters()]
+        networks: list[Tensor] = [parameter for _, network in pairs for parameter in network.parameters()]
+        torch._foreach_lerp_(targets, networks, self.tau)
 
 
-def target_of(network: nn.Module) -> nn.Module:
-    """A copy that gradients do not reach."""
-    return copy.deepcopy(network).requires_grad_(False)
+def target_of(network: Network) -> Network:
+    """A copy that gradients do not reach; running statistics are shared with it rather than copied."""
+    shared = {id(part): part for part in network.modules() if isinstance(part, RunningNorm)}
+    return copy.deepcopy(network, shared).requires_grad_(False)

@@ -1,102 +1,241 @@
-"""PPO over many tasks at once."""
+"""PPO over any context: of frames, or through a recurrent context of whole windows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-from lightning_hyper.algorithms.base import ended_episodes
-from lightning_hyper.algorithms.on_policy import OnPolicy, standardized
-from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.agent import ConditionalFactory
-from lightning_hyper.modules.task import TaskFactory
-from lightning_hyper.modules.task_agent import GridEncoderFactory, HeadFactory, TaskAgent
+from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.modules import ActorCritic, ReturnScale, Spaces
+from lightning_hyper.modules.actor_critic import ConditionalFactory
+from lightning_hyper.modules.context import ContextFactory
+from lightning_hyper.modules.normalization import moments_over_ranks
+from lightning_hyper.modules.observation import EncoderFactory
+from lightning_hyper.nn import Concat
+from lightning_hyper.objectives import PPOLoss
+
+TARGETS = ("action", "log_prob", "old_value", "advantage", "target")
 
 
-class PPO(OnPolicy):
-    """Multi-task PPO: MPPO, MPPO that is told its task, and PPO with a hypernetwork decision layer, by its parts.
+class PPO(Algorithm):
+    """Proximal policy optimisation: a few passes of clipped updates over each collected batch.
+
+    1. Rewards are scaled; advantages and value targets are estimated (GAE).
+    2. Each of `epochs` passes makes one update for each of `minibatches` random parts of the batch.
+    3. Running statistics take in the batch, so that acting and learning on it see the same ones.
+
+    An agent whose context carries a state is trained on whole windows, with the gradient through time, and its context
+    source is a parameter group of its own, clipped apart. MPPO, MPPO+task, PPOHypernet, RNN, RNN+S, RNN+HN, Multi and
+    Multi+HN differ in the parts of `ActorCritic` that a recipe names.
 
     Args:
-        encoder: makes the encoder of observations.
-        actor: makes the network of logits.
-        critic: makes the network of values.
-        task: makes the task source; null for an agent that is not told its task.
-        decision: makes the decision layer f(features | task); null for none.
-        options: as in `OnPolicy`.
+        actor, critic, encoder, context, embedding, decision, normalize_observation: as in `ActorCritic`.
+        loss: the clipped surrogate and its weights.
+        lr: learning rate of Adam.
+        adam_eps: epsilon of Adam.
+        context_lr: learning rate of the context source; null for that of the others.
+        context_adam_eps: its epsilon; null for that of the others.
+        gamma: discount per frame.
+        gae_lambda: lambda of the generalised advantage estimate.
+        bootstrap_truncation: count the value of the last observation where an episode is truncated; false takes a time
+            limit for a terminal state.
+        epochs: passes over a collected batch.
+        minibatches: parts of a pass, one update each.
+        partition: what a minibatch is a random part of: `steps`, or the `windows` of whole environments. Null takes
+            windows where the context has a state, where all of them are encoded for each minibatch of steps.
+        normalize_reward: divide rewards by the running deviation of the discounted return.
+        normalize_advantage: standardise advantages over the `batch` or over each `minibatch` (of all ranks); null for
+            neither.
+        compile: compile heads and loss with `torch.compile`; slower on CPUs.
+        max_grad_norm, lr_schedule: as in `Algorithm`.
 
-    Source: arXiv 2306.10698 (MPPO, PPOHypernet).
+    Source: Schulman et al. 2017 (arXiv 1707.06347); over trials arXiv 2309.14970, over many tasks arXiv 2306.10698.
     """
 
     def __init__(
         self,
         *,
-        encoder: GridEncoderFactory,
-        actor: HeadFactory,
-        critic: HeadFactory,
-        task: TaskFactory | None = None,
+        actor: ConditionalFactory = Concat,
+        critic: ConditionalFactory = Concat,
+        encoder: EncoderFactory | None = None,
+        context: ContextFactory | Sequence[ContextFactory] | None = None,
+        embedding: EncoderFactory | None = None,
         decision: ConditionalFactory | None = None,
-        **options: Any,
+        normalize_observation: bool = False,
+        loss: PPOLoss | None = None,
+        lr: float = 3e-4,
+        adam_eps: float = 1e-5,
+        context_lr: float | None = None,
+        context_adam_eps: float | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        bootstrap_truncation: bool = True,
+        epochs: int = 4,
+        minibatches: int = 4,
+        partition: Literal["steps", "windows"] | None = None,
+        normalize_reward: bool = False,
+        normalize_advantage: Literal["batch", "minibatch"] | None = "minibatch",
+        compile: bool = False,  # noqa: A002
+        max_grad_norm: float | None = 0.5,
+        lr_schedule: Literal["constant", "linear"] = "constant",
     ) -> None:
-        super().__init__(**options)
-        self.encoder, self.actor, self.critic, self.task, self.decision = encoder, actor, critic, task, decision
+        super().__init__(max_grad_norm=max_grad_norm, lr_schedule=lr_schedule)
+        counts = {"lr": lr, "context_lr": context_lr, "epochs": epochs, "minibatches": minibatches}
+        for key, count in counts.items():
+            if count is not None and count <= 0:
+                raise RecipeError(f"model.{key} is {count}; it must be positive")
+        for key, share in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+            if not 0 <= share <= 1:
+                raise RecipeError(f"model.{key} is {share}; it must lie in [0, 1]")
+        self.parts: dict[str, Any] = {
+            "actor": actor,
+            "critic": critic,
+            "encoder": encoder,
+            "context": context,
+            "embedding": embedding,
+            "decision": decision,
+            "normalize_observation": normalize_observation,
+        }
+        self.loss = loss or PPOLoss()
+        self.lr, self.adam_eps, self.gamma, self.gae_lambda = lr, adam_eps, gamma, gae_lambda
+        self.context_lr, self.context_adam_eps = context_lr, context_adam_eps
+        self.bootstrap_truncation, self.epochs, self.minibatches = bootstrap_truncation, epochs, minibatches
+        self.partition, self.normalize_advantage = partition, normalize_advantage
+        self.return_scale = ReturnScale(gamma) if normalize_reward else None
+        self._compare: Callable[..., dict[str, Tensor]] = self.compare
+        if compile:
+            self._compare = torch.compile(self.compare)
 
     def build(self, spaces: Spaces) -> None:
-        self.agent = TaskAgent(
-            spaces,
-            encoder=self.encoder,
-            actor=self.actor,
-            critic=self.critic,
-            task=self.task,
-            decision=self.decision,
-        )
+        self.spaces = spaces
+        self.agent = ActorCritic(spaces, **self.parts)
+        if self.partition is None:
+            self.partition = "windows" if self.agent.state_features else "steps"
+        if self.agent.context is None and (self.context_lr or self.context_adam_eps):
+            raise RecipeError("model.context_lr or model.context_adam_eps is given without model.context")
 
     @property
-    def policy(self) -> TaskAgent:
+    def policy(self) -> ActorCritic:
         return self.agent
 
     def check(self, num_envs: int, steps: int) -> None:
-        if num_envs * steps % self.minibatches:
-            raise ValueError(
-                f"model.minibatches is {self.minibatches}, which does not divide the {num_envs * steps} frames of a "
-                "collected batch; choose a divisor"
+        parts = num_envs if self.partition == "windows" else num_envs * steps
+        if parts % self.minibatches:
+            what = "data.env.num_envs" if self.partition == "windows" else "frames of a collected batch"
+            raise RecipeError(
+                f"model.minibatches is {self.minibatches}, which does not divide the {parts} {what}; choose a divisor"
             )
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        group = {"name": "agent", "params": list(self.parameters()), "initial_lr": self.lr}
-        return torch.optim.Adam([group], lr=self.lr, eps=self.adam_eps, fused=True)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        context = list(self.agent.context.parameters()) if self.agent.context is not None else []
+        apart = self.agent.state_features or self.context_lr is not None or self.context_adam_eps is not None
+        if not context or not apart:
+            return [{"name": "agent", "params": list(self.parameters()), "lr": self.lr}]
+        inside = {id(p) for p in context}
+        heads = [p for p in self.parameters() if id(p) not in inside]
+        own = {"lr": self.context_lr or self.lr, "eps": self.context_adam_eps or self.adam_eps}
+        return [{"name": "heads", "params": heads, "lr": self.lr}, {"name": "context", "params": context, **own}]
 
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
-        seen = {key: batch[key] for key in ("observation", "mission", "task")}
-        data = {key: entry.flatten(0, 1) for key, entry in {**seen, **self.estimate(batch)}.items()}
+        data = {**{key: batch[key] for key in self.agent.window_keys}, **self.estimate(batch)}
+        if self.agent.state_features:
+            state = batch["context_state"]
+            data["context_state"] = state if state.ndim == 2 else state[:, 0]
         measured = []
         for _ in range(self.epochs):
             for part in self.minibatched(data):
-                if self.normalize_advantage == "minibatch":
-                    part["advantage"] = standardized(part["advantage"])
                 losses = self.losses(part)
                 measured.append({**losses, **self.update(losses["total"])})
+        self.agent.update_statistics(batch)
         return measured
 
+    @torch.no_grad()
+    def estimate(self, batch: TensorDict) -> dict[str, Tensor]:
+        """What the losses compare with, `[num_envs, time, ...]`: actions, old values, advantages, value targets."""
+        reward, done, terminated = (batch["next", key] for key in ("reward", "done", "terminated"))
+        if self.return_scale is not None:
+            reward = self.return_scale(reward, done)
+        value = batch["state_value"]
+        advantage, target = vec_generalized_advantage_estimate(
+            self.gamma,
+            self.gae_lambda,
+            value,
+            batch["next_value"],
+            reward,
+            done,
+            terminated if self.bootstrap_truncation else done,
+        )
+        if self.normalize_advantage == "batch":
+            advantage = standardized(advantage)
+        return {
+            "action": batch["action"],
+            "log_prob": batch["log_prob"],
+            "old_value": value.squeeze(-1),
+            "advantage": advantage.squeeze(-1),
+            "target": target.squeeze(-1),
+        }
+
+    def minibatched(self, data: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The minibatches of one pass over entries `[num_envs, time, ...]`, as windows `[B, time, ...]`.
+
+        Steps that need no window of their own come as windows of one step. Where they do, a minibatch has all windows
+        and says in `rows` `[B]` which of the steps, counted by environment and time, it is about.
+        """
+        num_envs, steps = data["advantage"].shape
+        count = num_envs if self.partition == "windows" else num_envs * steps
+        # Drawn on the CPU: one generator, the same order on every device.
+        order = torch.randperm(count).to(data["advantage"].device)
+        if self.partition == "steps" and self.agent.state_features:
+            yield from ({**data, "rows": rows} for rows in order.chunk(self.minibatches))
+            return
+        if self.partition == "steps":
+            data = {key: entry.flatten(0, 1).unsqueeze(1) for key, entry in data.items()}
+        chunks = {key: entry[order].chunk(self.minibatches) for key, entry in data.items()}
+        yield from (dict(zip(chunks, parts, strict=True)) for parts in zip(*chunks.values(), strict=True))
+
     def losses(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of a minibatch, entries `[B, ...]`."""
-        return self.compare(part, self.agent.decide(self.agent.encoder(part["observation"]), part["mission"]))
+        """Losses of a minibatch."""
+        x, contexts, _ = self.agent.encode(part, part.get("context_state"))
+        rows = part.get("rows")
+        policy_value = self.agent.heads(self.flat(x, rows), contexts.flat(rows))
+        return self._compare(*policy_value, *self.targets(part))
 
-    def returns(self, batch: TensorDict, prefix: str) -> dict[str, Tensor]:
-        assert self.spaces is not None
-        return ended_episodes(batch, prefix, self.spaces.tasks)
+    @staticmethod
+    def flat(entry: Tensor, rows: Tensor | None) -> Tensor:
+        """The steps `[B, ...]` that a minibatch is about, of an entry `[n, time, ...]`."""
+        flat = entry.flatten(0, 1)
+        return flat if rows is None else flat[rows]
 
-    def value_after(self, batch: TensorDict, rows: Tensor, steps: Tensor) -> Tensor:
-        features = self.agent.encoder(batch["next", "observation"][rows, steps])
-        return self.agent.value(self.agent.decide(features, batch["next", "mission"][rows, steps]))
+    def targets(self, part: dict[str, Tensor]) -> list[Tensor]:
+        """What a minibatch is compared with, `[B, ...]` each, in the order of `TARGETS`."""
+        targets = [self.flat(part[key], part.get("rows")) for key in TARGETS]
+        if self.normalize_advantage == "minibatch":
+            targets[3] = standardized(targets[3])
+        return targets
 
-    def compare(
-        self, part: dict[str, Tensor], decided: Tensor, remembered: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Losses of a minibatch with the decision layer's features `[B, features]`; `remembered` as in `PPOLoss`."""
-        targets = {key: part[key] for key in ("action", "log_prob", "old_value", "advantage", "target")}
-        value = self.agent.value(decided).squeeze(-1)
-        losses: dict[str, Tensor] = self.loss(self.agent.policy(decided), value, **targets, remembered=remembered)
+    def compare(self, policy: Any, value: Tensor, *targets: Any) -> dict[str, Tensor]:
+        """`PPOLoss` of a distribution `[B]` and values `[B, 1]`, with what a memory says where there is one."""
+        *known, remembered = targets if len(targets) > len(TARGETS) else (*targets, None)
+        losses: dict[str, Tensor] = self.loss(
+            policy, value.squeeze(-1), **dict(zip(TARGETS, known, strict=True)), remembered=remembered
+        )
         return losses
+
+    def save_state(self) -> dict[str, Any]:
+        return {} if self.return_scale is None else {"return_scale": self.return_scale.save_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.return_scale is not None:
+            self.return_scale.load_state(state["return_scale"])
+
+
+def standardized(advantage: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over everything, on all ranks together."""
+    _, mean, variance = moments_over_ranks(advantage.reshape(-1, 1))
+    return ((advantage - mean) / (variance.sqrt() + 1e-5)).to(advantage.dtype)

@@ -9,24 +9,31 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_hyper.algorithms.ppo import PPO
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.memory import EpisodeRecorder, EpisodicMemory
 from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.retriever import Recall, RetrieverFactory
+from lightning_hyper.modules.context import Contexts, chained
+from lightning_hyper.modules.retriever import KeyCache, Recall, RetrieverFactory
 from lightning_hyper.objectives import Alpha, DynamicAlpha
 
 
 class RetrievalPPO(PPO):
-    """Multi-task PPO with task-adaptive retrieval.
+    """PPO with task-adaptive retrieval, over any context.
 
-    Completed episodes enter a memory; a retriever compares each observation with the memory's and mixes their values
-    into V_mem; the value loss is (1 - alpha) (V - R)^2 + alpha (V - V_mem)^2. Acting, returns and advantages know
-    nothing of the memory.
+    Completed episodes enter a memory; a retriever compares each observation with the memory's, both projected by a
+    network f(x | c) whose context is told that its role is to retrieve, and mixes their values into V_mem; the value
+    loss is (1 - alpha) (V - R)^2 + alpha (V - V_mem)^2. Acting, returns and advantages know nothing of the memory.
+
+    An entry keeps the state that the context source had before it, from which its context is made again.
 
     Args:
-        retriever: makes the retriever.
+        retriever: makes the retriever from the features of the encoder and of the context.
         memory: the episodic memory; each rank has one of its own experience.
         alpha: the rule for alpha.
         options: as in `PPO`.
+
+    Raises:
+        RecipeError: by `build`, a retriever that does not fit the memory, the context or the environment.
 
     Source: arXiv 2306.10698.
     """
@@ -40,61 +47,122 @@ class RetrievalPPO(PPO):
     def build(self, spaces: Spaces) -> None:
         super().build(spaces)
         agent = self.agent
-        self.retriever = self.make_retriever(agent.features, agent.task.out_features if agent.task is not None else 0)
-        if self.retriever.projection is not None and agent.task is None:
-            raise ValueError("model.retriever.projection needs a context: name a model.task")
+        agent.keep_states = bool(agent.state_features)
+        self.retriever = self.make_retriever(agent.features, agent.context_features)
+        if self.retriever.projection is not None and agent.context is None:
+            raise RecipeError("model.retriever.projection needs a context: name a model.context")
+        if self.retriever.tasks == "own" and not spaces.tasks:
+            raise RecipeError("model.retriever.tasks is 'own', but data.env shows no tasks that are an index")
         if self.retriever.subset is not None and self.retriever.subset > self.memory.capacity:
-            raise ValueError(
+            raise RecipeError(
                 f"model.memory.capacity is {self.memory.capacity}, below the {self.retriever.subset} entries of "
                 "model.retriever.subset"
             )
-        self.recorder: EpisodeRecorder | None = None
-
-    def check(self, num_envs: int, steps: int) -> None:
-        super().check(num_envs, steps)
-        if self.recorder is None:
-            horizon: int = self.trainer.datamodule.env.horizon  # type: ignore[attr-defined]
-            self.recorder = EpisodeRecorder(horizon, self.gamma)
-            assert self.spaces is not None
-            seed = torch.initial_seed() + self.trainer.global_rank
-            self.memory.begin(self.spaces.image, self.spaces.missions, seed, self.device)
+        keys = dict.fromkeys([*agent.window_keys, *(["task"] if spaces.tasks else []), "state_value"])
+        kept = [*keys, *(["context_state"] if agent.keep_states else [])]
+        self.recorder = EpisodeRecorder(spaces.horizon, self.gamma, kept, bootstrap=self.bootstrap_truncation)
+        self.cache = KeyCache(self.memory.capacity, agent.features, self.retriever.refresh)
+        self.memory.begin(spaces, torch.initial_seed())
 
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
-        assert self.recorder is not None
         self.memory.insert(self.recorder.completed(batch))
         updates = super().learn(batch)
         held = torch.tensor(float(len(self.memory)), device=self.device)
         return [{**update, "memory_size": held} for update in updates]
 
+    def estimate(self, batch: TensorDict) -> dict[str, Tensor]:
+        own = {"task": batch["task"]} if self.retriever.tasks == "own" else {}
+        return {**super().estimate(batch), **own}
+
     def losses(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
-        decided, recall = self.recall(part)
+        decided, contexts, recall = self.recall(part)
+        heads = self.agent.heads_of(decided, contexts)
         if recall is None:
-            losses = self.compare(part, decided)
+            losses = self._compare(*heads, *self.targets(part))
             # DDP reduces every parameter in every backward, also on a rank whose memory is still empty.
             idle = [0.0 * parameter.sum() for parameter in self.retriever.parameters()]
             return {**losses, "total": losses["total"] + sum(idle)}
         alpha = self.alpha(recall.confidence, self.clock.progress) * recall.known
-        losses = self.compare(part, decided, (recall.value, alpha))
-        error = (recall.value.detach() - part["target"]).square().mean()
+        targets = self.targets(part)
+        losses = self._compare(*heads, *targets, (recall.value, alpha))
+        error = (recall.value.detach() - targets[-1]).square().mean()
         return {**losses, "alpha": alpha.mean(), "memory_error": error}
 
-    def recall(self, part: dict[str, Tensor], places: Tensor | None = None) -> tuple[Tensor, Recall | None]:
-        """Features of the decision layer and what the memory says of a minibatch, with the arguments of `Retriever`."""
-        seen = part["observation"], part["task"], part["mission"]
-        found: tuple[Tensor, Recall | None] = self.retriever(self.agent, *seen, self.memory, places=places)
-        return found
+    def recall(
+        self, part: dict[str, Tensor], places: Tensor | None = None
+    ) -> tuple[Tensor, Contexts, Recall | None]:
+        """What the heads are given of a minibatch, and what the memory says of it.
 
-    def rank_state(self) -> dict[str, Any]:
-        if self.recorder is None:
-            return {}
-        return {
-            "memory": self.memory.state_dict(),
-            "recorder": self.recorder.state_dict(),
-            "keys": self.retriever.kept_keys(),
-        }
+        Observations and entries go through the encoder together, and where decision layer and projection are one
+        network its weights are generated once.
 
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        assert self.recorder is not None
-        self.memory.load_state_dict(state["memory"], self.device)
-        self.recorder.load_state_dict(state["recorder"], self.device)
-        self.retriever.restore_keys(state["keys"], self.device)
+        Args:
+            part: a minibatch, as `minibatched` gives it.
+            places: of the entries that are asked; a subset is drawn by default.
+
+        Returns:
+            features of the decision layer `[B, features]`, their contexts, and the recall; None with an empty memory.
+        """
+        agent, memory, rows = self.agent, self.memory, part.get("rows")
+        places = memory.draw(self.retriever.subset) if places is None else places
+        shape = part[agent.window_keys[0]].shape[:2]
+        seen = {key: part[key].flatten(0, 1) for key in agent.observation.in_keys}
+        held = memory.at(places) if len(places) else None
+        encoded_here = held is not None and self.cache.refresh is None
+        if encoded_here:
+            assert held is not None
+            seen = {key: torch.cat([entry, held[key]]) for key, entry in seen.items()}
+        features = agent.observation(seen)
+        count = shape.numel()
+        x = features[:count].view(*shape, -1)
+        contexts, _ = agent.contexts(part, x, part.get("context_state"))
+        x, contexts = self.flat(x, rows), contexts.flat(rows)
+        if held is None:
+            return agent.decide(x, contexts), contexts, None
+        asking = contexts
+        if agent.context is not None and agent.context.has_roles:
+            asked, _ = agent.contexts(part, features[:count].view(*shape, -1), part.get("context_state"), "retrieve")
+            asking = asked.flat(rows)
+        network = self.retriever.projection
+        if network is None and self.retriever.shares_decision:
+            network = agent.decision
+        if encoded_here:
+            remembered, of = features[count:], self._contexts_of(held, features[count:])
+            if network is None:
+                decided, query, key = agent.decide(x, contexts), x, remembered
+            elif network is agent.decision:
+                together = chained(chained(contexts, asking), of)
+                decided, query, key = together.condition(network, torch.cat([x, x, remembered])).split(
+                    [len(x), len(x), len(remembered)]
+                )
+            else:
+                both = chained(asking, of).condition(network, torch.cat([x, remembered]))
+                decided, (query, key) = agent.decide(x, contexts), both.split([len(x), len(remembered)])
+        else:
+            decided = agent.decide(x, contexts)
+            query = x if network is None else asking.condition(network, x)
+            key = self.cache.keys(places, memory.stamps, lambda some: self._key(network, some))
+        allowed = None
+        if self.retriever.tasks == "own":
+            allowed = self.flat(part["task"], rows).unsqueeze(1) == held["task"]
+        return decided, contexts, self.retriever.recall(query, key, held["value"], allowed, places)
+
+    def _contexts_of(self, held: TensorDict, x: Tensor) -> Contexts:
+        window = {key: held[key].unsqueeze(1) for key in self.agent.window_keys}
+        state = held["context_state"] if self.agent.keep_states else None
+        return self.agent.contexts(window, x.unsqueeze(1), state, "retrieve")[0].flat()
+
+    def _key(self, network: torch.nn.Module | None, places: Tensor) -> Tensor:
+        held = self.memory.at(places)
+        x = self.agent.observation(held)
+        return x if network is None else self._contexts_of(held, x).condition(network, x)
+
+    def save_state(self) -> dict[str, Any]:
+        parts = {"memory": self.memory, "recorder": self.recorder, "keys": self.cache}
+        return {**super().save_state(), **{name: part.save_state() for name, part in parts.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.memory.load_state(state["memory"], self.device)
+        self.recorder.load_state(state["recorder"], self.device)
+        self.cache.load_state(state["keys"], self.device)

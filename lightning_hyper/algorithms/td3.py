@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lightning_hyper.algorithms.off_policy import OffPolicy, target_of
+from lightning_hyper.checks import RecipeError, positive
 from lightning_hyper.experience.replay_buffer import Minibatch
 from lightning_hyper.modules import Spaces
+from lightning_hyper.modules.actor_critic import ConditionalFactory
 from lightning_hyper.modules.critic import frozen
 from lightning_hyper.modules.policies import DeterministicPolicy
 
@@ -28,6 +30,7 @@ class TD3(OffPolicy):
         target_noise: standard deviation of the noise on the target policy's action.
         target_noise_clip: largest size of that noise.
         policy_delay: updates of the critics for each of the policy and the targets.
+        options: as in `OffPolicy`.
 
     Source: Fujimoto et al. 2018; with hypernetwork critics arXiv 2106.06842.
     """
@@ -42,59 +45,64 @@ class TD3(OffPolicy):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        for key, value in (
-            ("exploration_noise", exploration_noise),
-            ("target_noise", target_noise),
-            ("target_noise_clip", target_noise_clip),
-        ):
+        noises = {"exploration_noise": exploration_noise, "target_noise": target_noise}
+        for key, value in {**noises, "target_noise_clip": target_noise_clip}.items():
             if value < 0:
-                raise ValueError(f"model.{key} is {value}; it must not be negative")
-        if policy_delay < 1:
-            raise ValueError(f"model.policy_delay is {policy_delay}; it must be at least 1")
+                raise RecipeError(f"model.{key} is {value}; it must not be negative")
+        positive("model.policy_delay", policy_delay)
         self.exploration_noise, self.policy_delay = exploration_noise, policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self._updates = 0
 
-    def make_policy(self, spaces: Spaces) -> DeterministicPolicy:
-        return DeterministicPolicy(
-            spaces, self.actor, noise=self.exploration_noise, normalize_observation=self.normalize_observation
-        )
+    def make_policy(self, spaces: Spaces, actor: ConditionalFactory, **options: Any) -> DeterministicPolicy:
+        return DeterministicPolicy(spaces, actor, noise=self.exploration_noise, **options)
 
     def build(self, spaces: Spaces) -> None:
         super().build(spaces)
-        self.target_agent = target_of(self.agent.network)
+        self.target_observation = target_of(self.agent.observation)
+        self.target_actor = target_of(self.agent.actor)
 
-    def _update(self, minibatch: Minibatch) -> dict[str, Tensor]:
-        loss, value, error = self._critic_loss_of(minibatch)
-        measured = {"critic": loss, "q": value, **self.update(loss, groups=["critic"]), "td_error": error}
+    def learn_minibatch(self, minibatch: Minibatch) -> tuple[dict[str, Tensor], Tensor]:
+        loss, value, error = self.critic_loss(minibatch)
+        measured = {"critic": loss.detach(), "q": value, **self.update(loss, groups=["critic"])}
         self._updates += 1
         if self._updates % self.policy_delay == 0:
             with frozen(self.critics):
-                (loss,) = self._actor_loss_of(minibatch)
-            measured |= {"actor": loss, **self.update(loss, groups=["actor"])}
-            self._follow(self.target_critics, self.critics)
-            self._follow(self.target_agent, self.agent.network)
-        return measured
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["updates"] = self._updates
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._updates = checkpoint["updates"]
+                (loss,) = self.actor_loss(minibatch)
+            measured |= {"actor": loss.detach(), **self.update(loss, groups=["actor"])}
+            self.follow(
+                (self.target_critics, self.critics),
+                (self.target_observation, self.agent.observation),
+                (self.target_actor, self.agent.actor),
+            )
+        return measured, error
 
     def critic_loss(self, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
+        contexts, following_contexts = self.contexts(minibatch)
+        following = self.following(minibatch)
         with torch.no_grad():
             noise = torch.randn_like(minibatch["action"]).mul_(self.target_noise)
             noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
-            action = (torch.tanh(self.target_agent(minibatch["next_observation"])) + noise).clamp(-1, 1)
-            after = torch.minimum(*self.target_critics(minibatch["next_observation"], action))
+            mode = torch.tanh(following_contexts.condition(self.target_actor, self.target_observation(following)))
+            after = torch.minimum(*self.target_critics(following, (mode + noise).clamp(-1, 1), following_contexts))
             target = minibatch["reward"] + minibatch["discount"] * after
-        q1, q2 = self.critics(minibatch["observation"], minibatch["action"])
-        loss = self._squared(q1, target, minibatch) + self._squared(q2, target, minibatch)
+        q1, q2 = self.critics(minibatch, minibatch["action"], contexts)
+        loss = self.squared_error(q1, target, minibatch) + self.squared_error(q2, target, minibatch)
         return loss, q1.detach().mean(), (q1.detach() - target).abs()
 
     def actor_loss(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
-        state = minibatch["observation"]
-        return (-self.critics.value(state, self.agent.mode(state)).mean(),)
+        with torch.no_grad():
+            contexts, _ = self.contexts(minibatch)
+        action = self.policy.mode(self.policy.observation(minibatch), contexts)
+        return (-self.critics.value(minibatch, action, contexts).mean(),)
+
+    @property
+    def policy(self) -> DeterministicPolicy:
+        return cast(DeterministicPolicy, self.agent)
+
+    def save_state(self) -> dict[str, Any]:
+        return {**super().save_state(), "updates": self._updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._updates = state["updates"]

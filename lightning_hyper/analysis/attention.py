@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from lightning_hyper.algorithms.retrieval_ppo import RetrievalPPO
 from lightning_hyper.analysis.figures import over_frames, short_task, without_box
 from lightning_hyper.analysis.measurements import Measurements
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.objectives import DynamicAlpha
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ class Attention(Measurements):
         observations: how many are measured, drawn from one collected batch.
 
     Raises:
-        ValueError: a number out of range; by `setup`, a model without a memory.
+        RecipeError: a number out of range; when training begins, a model without a memory, or an environment without
+            tasks that are an index.
     """
 
     def __init__(self, *, every: int = 50_000, observations: int = 512) -> None:
@@ -45,7 +49,14 @@ class Attention(Measurements):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, RetrievalPPO):
-            raise ValueError(f"{self.key}: model {type(pl_module).__name__} has no memory; take RetrievalPPO")
+            raise RecipeError(f"{self.key}: model {type(pl_module).__name__} has no memory; take RetrievalPPO")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only now has the model been told what data.env shows.
+        assert isinstance(pl_module, RetrievalPPO)
+        assert pl_module.spaces is not None
+        if not pl_module.spaces.tasks:
+            raise RecipeError(f"{self.key}: data.env shows no tasks that are an index, between which to compare")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TensorDict, batch_idx: int
@@ -58,28 +69,38 @@ class Attention(Measurements):
 
     @torch.no_grad()
     def measure(self, model: RetrievalPPO, batch: TensorDict) -> tuple[dict[str, float], Tensor]:
-        """What is logged, by name without `attention/`, and the weights `[tasks, tasks]` from task to task."""
-        task = batch["task"].flatten()
+        """What is logged, and the weights from task to task.
+
+        Args:
+            model: with something in its memory.
+            batch: as collected, `[num_envs, time]`.
+
+        Returns:
+            Metrics by name without `attention/`, and weights `[tasks, tasks]`.
+        """
+        assert model.spaces is not None
+        agent, count = model.agent, len(model.spaces.tasks)
         generator = torch.Generator().manual_seed(model.clock.frames)
-        rows = torch.randperm(len(task), generator=generator)[: self.observations].to(task.device)
-        seen = {key: batch[key].flatten(0, 1)[rows] for key in ("observation", "task", "mission")}
-        keys, generator_state = model.retriever.kept_keys(), model.memory.generator.get_state()
-        _, recall = model.recall(seen, model.memory.draw())
-        drawn = [model.recall(part)[1] for part in TensorDict(seen, batch_size=len(rows)).chunk(DRAWS)]
-        model.retriever.restore_keys(keys, model.device)
-        model.memory.generator.set_state(generator_state)
+        rows = torch.randperm(batch["task"].numel(), generator=generator)[: self.observations].to(batch["task"].device)
+        # Each observation as a window of one step, with the state of its context source before it.
+        keys = dict.fromkeys([*agent.window_keys, "task"])
+        seen = {key: batch[key].flatten(0, 1)[rows].unsqueeze(1) for key in keys}
+        if agent.state_features:
+            seen["context_state"] = batch["context_state"].flatten(0, 1)[rows]
+        with unnoticed(model):
+            recall = model.recall(seen, model.memory.draw())[-1]
+            drawn = [model.recall(dict(part))[-1] for part in TensorDict(seen, batch_size=len(rows)).chunk(DRAWS)]
         assert recall is not None
-        entries = model.memory.tasks_at(recall.places)
-        count = len(model.memory.missions)
-        from_task = torch.nn.functional.one_hot(seen["task"], count).float()
-        to_task = torch.nn.functional.one_hot(entries, count).float()
+        task = seen["task"].squeeze(1)
+        from_task = torch.nn.functional.one_hot(task, count).float()
+        to_task = torch.nn.functional.one_hot(model.memory.at(recall.places)["task"], count).float()
         matrix = (from_task.T @ recall.weights @ to_task) / from_task.sum(0).clamp(min=1).unsqueeze(1)
         confidence = torch.cat([each.confidence for each in drawn if each is not None])
         known = torch.cat([each.known for each in drawn if each is not None])
         alpha = model.alpha(confidence, model.clock.progress) * known
         low, quarter, median, three_quarters, high = alpha.quantile(alpha.new_tensor(QUANTILES)).tolist()
-        own = (recall.weights @ to_task).gather(1, seen["task"].unsqueeze(1)).squeeze(1)
-        chance = to_task.mean(0)[seen["task"]]
+        own = (recall.weights @ to_task).gather(1, task.unsqueeze(1)).squeeze(1)
+        chance = to_task.mean(0)[task]
         metrics = {
             "own_task": float(own.mean()),
             "own_over_chance": float(own[chance > 0].mean() / chance[chance > 0].mean()) if chance.any() else 0.0,
@@ -138,3 +159,14 @@ class Attention(Measurements):
         for panel in (upper, lower):
             panel.set_ylim(0, 1.02)
         return figure
+
+
+@contextmanager
+def unnoticed(model: RetrievalPPO) -> Iterator[None]:
+    """Ask the memory without a trace: keys kept between calls and the generator of its draws stay as they are."""
+    keys, generator = model.cache.save_state(), model.memory.generator.get_state()
+    try:
+        yield
+    finally:
+        model.cache.load_state(keys, model.device)
+        model.memory.generator.set_state(generator)

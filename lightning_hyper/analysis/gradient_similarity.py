@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -12,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_hyper.algorithms.off_policy import OffPolicy
 from lightning_hyper.analysis.figures import over_frames
 from lightning_hyper.analysis.gradients import (
-    apart,
     check_rollouts,
     critic_action_gradient,
     gradient_similarity,
@@ -21,9 +19,14 @@ from lightning_hyper.analysis.gradients import (
     true_action_gradient,
     update_variance,
 )
+from lightning_hyper.analysis.looking import apart
 from lightning_hyper.analysis.measurements import Measurements
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.experience.replay import Replay, Replayed
+from lightning_hyper.experience.replay_buffer import split
 from lightning_hyper.modules.critic import frozen
+from lightning_hyper.training.run import experience
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +43,7 @@ class GradientSimilarity(Measurements):
 
     Args:
         name: of the metrics, in place of `gradient`, and of the picture; two protocols in one run need two.
-        every: frames between measurements, made at the end of the epoch in which they fall.
+        every: frames between measurements, made at the end of the batch in which they fall.
         states: states that are measured at, from as many episodes of the policy with its exploration noise.
         rollouts: perturbed actions of one fit, of which two are made. The paper's 15 leave much noise.
         horizon: frames of each return. Where contacts are chaotic, that of long ones is mostly noise (on HalfCheetah
@@ -54,7 +57,7 @@ class GradientSimilarity(Measurements):
         seed: of everything that is drawn here.
 
     Raises:
-        ValueError: a number out of range; by `setup`, a model or an environment that cannot be measured.
+        RecipeError: a number out of range; when training begins, a model or an environment that cannot be measured.
 
     Source: arXiv 2106.06842 (Sarafian et al. 2021).
     """
@@ -77,42 +80,50 @@ class GradientSimilarity(Measurements):
         super().__init__(name, every, states=states, horizon=horizon, within=within, minibatches=minibatches)
         for key, size in (("sigma", sigma), ("offset", offset)):
             if size <= 0:
-                raise ValueError(f"{self.key}.{key} is {size}; it must be positive")
+                raise RecipeError(f"{self.key}.{key} is {size}; it must be positive")
         if protocol not in ("paper", "offset"):
-            raise ValueError(f"{self.key}.protocol is {protocol!r}; it must be 'paper' or 'offset'")
+            raise RecipeError(f"{self.key}.protocol is {protocol!r}; it must be 'paper' or 'offset'")
         self.states, self.rollouts, self.horizon, self.sigma = states, rollouts, horizon, sigma
         self.protocol, self.offset, self.within = protocol, offset, within
         self.minibatches, self.seed = minibatches, seed
         self._envs: tuple[BatchedEnv, BatchedEnv] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         if not isinstance(pl_module, OffPolicy):
-            raise ValueError(f"{self.key}: model {type(pl_module).__name__} has no Q-function; take TD3 or SAC")
-        env = cast(Any, trainer).datamodule.env
-        if not hasattr(env, "advance"):
-            raise ValueError(f"{self.key}: data.env {type(env).__name__} has no simulator to branch from")
+            raise RecipeError(f"{self.key}: model {type(pl_module).__name__} has no Q-function; take TD3 or SAC")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        env = experience(trainer).env
+        if not env.simulates:
+            raise RecipeError(f"{self.key}: data.env {type(env).__name__} has no simulator to branch from")
         check_rollouts(self.rollouts, env.action_spec.shape[-1], f"{self.key}.")
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Replayed, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, OffPolicy)
-        if self.due(trainer, pl_module):
-            self.add(trainer, pl_module, self.measure(pl_module, trainer))
+        data = cast(Replay, experience(trainer))
+        if self.due(trainer, pl_module) and pl_module.clock.frames > data.warmup_frames:
+            self.add(trainer, pl_module, self.measure(pl_module, data, batch.batch_size))
 
-    def measure(self, model: OffPolicy, trainer: Trainer) -> dict[str, float]:
-        """What is logged, by name without `gradient/`, for the model as it is now."""
+    def measure(self, model: OffPolicy, data: Replay, batch_size: int) -> dict[str, float]:
+        """What is logged, by name without `gradient/`, for the model as it is now.
+
+        Args:
+            model: policy and critics.
+            data: makes environments, and has the buffer.
+            batch_size: samples of a minibatch.
+        """
         generator = torch.Generator().manual_seed(self.seed + model.clock.frames)
         if self._envs is None:
-            make: Callable[..., BatchedEnv] = cast(Any, trainer).datamodule.make_env
             one = 2 * self.rollouts
             group = max(k for k in range(1, self.states + 1) if self.states % k == 0 and k * one <= max(one, WIDTH))
             sizes = self.states, group * one
-            self._envs = cast(Any, tuple(make(num_envs=size, device="cpu") for size in sizes))
+            self._envs = cast(Any, tuple(data.make_env(num_envs=size, device="cpu") for size in sizes))
         explored, branched = self._envs
         policy, critics = (_on_cpu(module) for module in (model.agent, model.critics))
         states = sample_states(explored, policy, within=self.within, generator=generator)
-        actions = policy.scaled(most_likely(policy, states.observation))
+        actions = policy.scaled(most_likely(policy, states.shown, states.context_state)[0])
         if self.protocol == "offset":
             direction = torch.randn(actions.shape, generator=generator)
             actions = (actions + self.offset * direction / direction.norm(dim=-1, keepdim=True)).clamp(-1, 1)
@@ -127,14 +138,19 @@ class GradientSimilarity(Measurements):
             gamma=model.gamma,
             generator=generator,
         )
-        of_critic = critic_action_gradient(critics, policy, states.observation, actions)
+        of_critic = critic_action_gradient(critics, policy, states, actions)
         metrics = gradient_similarity(of_critic, true, halves)
-        frames: Any = trainer.train_dataloader
         with apart(self.seed + model.clock.frames), frozen(model.critics):
+            blocks = data.buffer.blocks(self.minibatches, batch_size)
             metrics["update_variance"] = update_variance(
                 lambda minibatch: model.actor_loss(minibatch)[0],
-                list(model.agent.network.parameters()),
-                frames.buffer.minibatches(self.minibatches, frames.batch_size, model.seen),
+                [
+                    parameter
+                    for group in model.parameter_groups()
+                    if group["name"] == "actor"
+                    for parameter in group["params"]
+                ],
+                (minibatch for block in blocks for minibatch in split(model.preprocess(block), batch_size)),
             )
         return metrics
 

@@ -2,68 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
-import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from lightning_hyper.analysis.looking import apart
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.modules.context import Contexts, Window
 from lightning_hyper.modules.policies import BoundedPolicy
 
 Minibatch = TypeVar("Minibatch")
 
 
 class Critic(Protocol):
-    """What is measured: a Q-function of standardised observations and scaled actions."""
+    """What is measured: a Q-function of scaled actions."""
 
-    def value(self, state: Tensor, action: Tensor) -> Tensor:
-        """Values `[states]` for states `[states, features]` and actions `[states, actions]`."""
+    def value(self, window: Window, action: Tensor, task: Contexts | None = None) -> Tensor:
+        """Values `[states]` for entries `[states, ...]`, actions `[states, actions]` and contexts `[states]`."""
 
 
 @dataclass
 class States:
-    """Where environments stood.
+    """Where environments stood, and what the policy knew there.
 
     Attributes:
-        simulator: entries of `save_state`, one row for each state.
-        observation: what each showed, `[states, features]`.
+        simulator: the environments' `save_state`, with a row for each state.
+        context_state: of the policy before it acts there, `[states, state_features]`; None where it has none.
     """
 
-    simulator: dict[str, Tensor]
-    observation: Tensor
+    simulator: dict[str, Any]
+    context_state: Tensor | None = None
 
-    def repeated(self, count: int, rows: slice = slice(None)) -> dict[str, Tensor]:
-        """`simulator` of those states, each `count` times over."""
-        return {
-            name: entry if name == "generator" else entry[rows].repeat_interleave(count, 0)
-            for name, entry in self.simulator.items()
-        }
+    @property
+    def shown(self) -> dict[str, Tensor]:
+        """What each environment showed, entries `[states, ...]`."""
+        return cast(dict[str, Tensor], self.simulator["current"])
+
+    def repeated(self, count: int, rows: slice = slice(None)) -> States:
+        """Those states, each `count` times over."""
+        state = self.context_state
+        return States(
+            _repeated(self.simulator, count, rows),
+            None if state is None else state[rows].repeat_interleave(count, 0),
+        )
+
+
+def _repeated(state: Mapping[str, Any], count: int, rows: slice) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, entry in state.items():
+        if isinstance(entry, Mapping):
+            found[name] = _repeated(entry, count, rows)
+        else:
+            found[name] = entry if name == "generator" else entry[rows].repeat_interleave(count, 0)
+    return found
+
+
+def _put(into: dict[str, Any], state: Mapping[str, Any], rows: Tensor) -> None:
+    for name, entry in state.items():
+        if isinstance(entry, Mapping):
+            _put(into[name], entry, rows)
+        elif name != "generator":
+            into[name][rows] = entry[rows]
 
 
 def sample_states(env: BatchedEnv, policy: BoundedPolicy, *, within: int, generator: torch.Generator) -> States:
     """One state of each environment: where exploration has brought it by a random frame of the first `within`."""
-    when = torch.randint(within, (env.batch_size[0],), generator=generator)
+    when = torch.randint(within, env.batch_size, generator=generator)
     seed = int(torch.randint(2**31, (), generator=generator))
     with apart(seed), torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         env.set_seed(seed)
-        step = env.reset()
-        states = States(env.save_state(), step["observation"].clone())
+        step: Any = env.begin()
+        states, state = States(env.save_state()), None
         for frame in range(1, int(when.max()) + 1):
-            _, step = env.step_and_maybe_reset(policy(step))
-            chosen = when == frame
-            if not chosen.any():
-                continue
-            states.observation[chosen] = step["observation"][chosen]
-            for name, rows in env.save_state().items():
-                if name != "generator":
-                    states.simulator[name][chosen] = rows[chosen]
+            chosen, state = policy.act(step, state)
+            done = env.advance(chosen["action"])["done"]
+            step = env.begin(done.squeeze(-1)) if done.any() else env.current
+            rows = when == frame
+            if state is not None and states.context_state is None:
+                states.context_state = torch.zeros_like(state)  # as good as none, where an episode begins
+            if rows.any():
+                _put(states.simulator, env.save_state(), rows)
+                if state is not None and states.context_state is not None:
+                    states.context_state[rows] = state[rows]
     return states
 
 
@@ -118,8 +144,9 @@ def true_action_gradient(
     returns = torch.empty(count, each, dtype=torch.float64)
     for start in range(0, count, together):
         group = slice(start, start + together)
-        env.load_state(states.repeated(each, group))
-        found = _returns(env, policy, first[group].reshape(width, dimensions), horizon, gamma)
+        found = _returns(
+            env, policy, states.repeated(each, group), first[group].reshape(width, dimensions), horizon, gamma
+        )
         returns[group] = found.reshape(together, each)
     delta = (first - actions[:, None]).double()
     halves = [slope(delta[:, part], returns[:, part]) for part in (slice(rollouts), slice(rollouts, None))]
@@ -134,18 +161,24 @@ def slope(x: Tensor, y: Tensor) -> Tensor:
     return fitted[..., :-1, 0]
 
 
-def critic_action_gradient(critic: Critic, policy: BoundedPolicy, states: Tensor, actions: Tensor) -> Tensor:
+def critic_action_gradient(critic: Critic, policy: BoundedPolicy, states: States, actions: Tensor) -> Tensor:
     """dQ/da `[states, actions]` of a critic, its first Q-function where it has two.
 
     Args:
         critic: the Q-function.
-        policy: standardises observations as the critic expects them.
-        states: observations `[states, features]`.
+        policy: whose context source the critic is told the task by.
+        states: where.
         actions: `[states, actions]`, scaled to [-1, 1].
     """
+    shown = {name: entry.clone() for name, entry in states.shown.items()}
     with torch.inference_mode(False), torch.enable_grad():
-        x, scaled = policy.norm(states.clone()), actions.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic.value(x, scaled).sum(), scaled)
+        contexts = None
+        if policy.context is not None:
+            window = {key: shown[key].unsqueeze(1) for key in policy.window_keys}
+            with torch.no_grad():
+                contexts = policy.contexts(window, policy.observation(window), states.context_state)[0].flat()
+        scaled = actions.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(critic.value(shown, scaled, contexts).sum(), scaled)
     return gradient
 
 
@@ -191,48 +224,40 @@ def update_variance(
 
 
 def check_rollouts(rollouts: int, dimensions: int, prefix: str = "") -> None:
-    """Raise ValueError where so few rollouts leave a fit undetermined."""
+    """Raise RecipeError where so few rollouts leave a fit undetermined."""
     if rollouts <= dimensions:
-        raise ValueError(
+        raise RecipeError(
             f"{prefix}rollouts is {rollouts}; a linear fit in {dimensions} dimensions of the action needs at least "
             f"{dimensions + 1}"
         )
 
 
 @torch.no_grad()
-def _returns(env: BatchedEnv, policy: BoundedPolicy, first: Tensor, horizon: int, gamma: float) -> Tensor:
-    """Discounted returns `[num_envs]`, float64, from where `env` stands, after scaled first actions."""
-    action = first if policy.is_unit else policy.centre + policy.reach * first
+def _returns(
+    env: BatchedEnv, policy: BoundedPolicy, states: States, first: Tensor, horizon: int, gamma: float
+) -> Tensor:
+    """Discounted returns `[num_envs]`, float64, from states `[num_envs]`, after scaled first actions."""
+    env.load_state(states.simulator)
+    step: Any = env.current
+    state = states.context_state
     total = torch.zeros(len(first), dtype=torch.float64)
     alive = torch.ones(len(first), dtype=torch.bool)
     for frame in range(horizon):
-        observation, reward, terminated = env.advance(action)
+        action, state = most_likely(policy, step, state)
+        if frame == 0:
+            action = first if policy.is_unit else policy.centre + policy.reach * first
+        step = env.advance(action)
         # Not a product: what a simulator says after its end may not be a number.
-        total += torch.where(alive, gamma**frame * reward.double(), 0.0)
-        alive &= ~terminated
+        total += torch.where(alive, gamma**frame * step["reward"].squeeze(-1).double(), 0.0)
+        alive &= ~step["terminated"].squeeze(-1)
         if not alive.any():
             break
-        action = most_likely(policy, observation)
     return total
 
 
 @torch.no_grad()
-def most_likely(policy: BoundedPolicy, observation: Tensor) -> Tensor:
-    """The most likely actions, in the environment's units."""
+def most_likely(policy: BoundedPolicy, step: Window, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The most likely actions in a step, in the environment's units, and the policy's state after it."""
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        acted = policy(TensorDict({"observation": observation}, batch_size=observation.shape[:1]))
-    return cast(Tensor, acted["action"])
-
-
-@contextmanager
-def apart(seed: int) -> Iterator[None]:
-    """Draw from global generators of this seed, and leave them as they were before."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    numpy = np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        np.random.set_state(numpy)
+        chosen, state = policy.act(step, state)
+    return chosen["action"], state

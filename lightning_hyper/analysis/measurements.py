@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_hyper.algorithms import Algorithm
-from lightning_hyper.training.mlflow import MLflowLogger
+from lightning_hyper.analysis.looking import log_picture, picture_path
+from lightning_hyper.checks import RecipeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,13 +26,13 @@ class Measurements(Callback):
         rows: what was measured so far, with its `frames`.
 
     Raises:
-        ValueError: a number out of range.
+        RecipeError: a number out of range.
     """
 
     def __init__(self, name: str, every: int, **counts: int) -> None:
         for key, count in {"every": every, **counts}.items():
             if count < 1:
-                raise ValueError(f"{self.key}.{key} is {count}; it must be at least 1")
+                raise RecipeError(f"{self.key}.{key} is {count}; it must be at least 1")
         self.name, self.every = name, every
         self.rows: list[dict[str, float]] = []
 
@@ -63,12 +63,9 @@ class Measurements(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows or not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / f"{self.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = picture_path(trainer, f"{self.name}.png")
         self.draw(pl_module).savefig(path, dpi=150)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.log_artifact(path, "pictures")
+        log_picture(trainer, path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

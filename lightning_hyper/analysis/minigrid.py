@@ -6,27 +6,31 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
-from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from lightning_hyper.envs.minigrid import SETS, MiniGrid
 from lightning_hyper.envs.minigrid_batched import Levels
 from lightning_hyper.envs.minigrid_package import ACTIONS, Task, describe
 from lightning_hyper.envs.minigrid_rules import CELLS, MODES, covers, transitions
-from lightning_hyper.experience.base import first_episodes
+from lightning_hyper.experience.collection import first_episodes
 
 __all__ = ["planner_returns", "random_returns", "shortest_plan"]
 
 
 def random_returns(env: MiniGrid) -> np.ndarray:
     """Mean return of each task `[tasks]` under uniformly random actions: one episode of each of its environments."""
-    choose = TensorDictModule(lambda task: torch.randint_like(task, ACTIONS), ["task"], ["action"])
-    ends = first_episodes(env, choose)
-    returns, task = ends["next", "episode_return"].squeeze(-1), ends["task"]
+    ends = first_episodes(env, _Random(), deterministic=False)
+    returns, task = ends["episode_return"].squeeze(-1), ends["task"]
     return np.array([float(returns[task == k].mean()) for k in range(len(env.tasks))])
+
+
+class _Random:
+    def act(self, step: Any, state: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        return {"action": torch.randint_like(step["task"], ACTIONS)}, state
 
 
 def planner_returns(task: str, levels: int = 60, seed: int = 0) -> np.ndarray:
@@ -51,6 +55,11 @@ def shortest_plan(task: Task, level: int, seed: int = 0) -> list[int] | None:
 
     Searches breadth first over all that a step may change: the cells, place and direction of the agent, what it
     carries, and how far it has come.
+
+    Args:
+        task: as `describe` gives it.
+        level: number of the level, counted from 0.
+        seed: of the environments that have it.
 
     Raises:
         ValueError: the batched engine does not know the task's rules.

@@ -1,36 +1,36 @@
-"""GridNavi: find an unseen goal in a small grid, then return to it in every later episode of the trial."""
+"""GridNavi: find an unseen goal in a small grid."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from numpy.typing import NDArray
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
 
-from lightning_hyper.envs.base import TrialEnv
+from lightning_hyper.envs.base import BatchedEnv, at_least
 
 
-class GridNavi(TrialEnv):
-    """A batch of grid-world trials: `episodes` episodes of `episode_steps` steps with one hidden goal each.
+class GridNavi(BatchedEnv):
+    """A batch of grid worlds with a hidden goal each, which is the task; `Trials` returns to it in every episode.
 
-    The agent starts every episode in the corner (0, 0); the goal is uniform over the cells outside the start's 3x3
-    neighbourhood. Actions: stay, up, right, down, left. The observation is the cell (x, y), unscaled; at the end of
-    an inner episode it is still the last cell, with `episode_done` = 1, and the next move starts from the corner.
-    A trial ends by termination: its horizon is part of the task.
+    The agent starts in the corner (0, 0); the goal is uniform over the cells outside the start's 3x3 neighbourhood.
+    Actions: stay, up, right, down, left. The observation is the cell (x, y), unscaled. It never terminates.
 
     Args:
-        num_envs: trials stepped side by side.
-        episodes: episodes of a trial.
-        episode_steps: steps (frames) of an episode.
+        num_envs: episodes stepped side by side.
+        episode_steps: frames after which an episode is truncated.
         size: cells along a side, at least 3.
         reward: `sparse` gives +1 on the goal and -0.1 elsewhere; `dense` gives minus the Manhattan distance over
             `size` elsewhere.
-        show_goal: `never`; `episode_start` shows the goal's cell in place of the agent's at the first step of every
-            episode (as the paper describes it); `start_cell` does so whenever a step ends on the start cell
-            (as the published code does it).
+        show_goal: `never`; `episode_start` shows the goal's cell in place of the agent's at the first step of an
+            episode (as the paper describes it; in `Trials`, with `boundary` `first`); `start_cell` does so whenever a
+            frame ends on the start cell (as the published code does it, with `boundary` `last`).
         device: where the tensors live.
+
+    Attributes:
+        goals: cells that may be the goal, `[goals, 2]`.
 
     Raises:
         ValueError: a size, count or name out of range.
@@ -44,108 +44,65 @@ class GridNavi(TrialEnv):
         self,
         num_envs: int = 256,
         *,
-        episodes: int = 4,
         episode_steps: int = 15,
         size: int = 5,
         reward: Literal["sparse", "dense"] = "sparse",
         show_goal: Literal["never", "episode_start", "start_cell"] = "never",
         device: str = "cpu",
     ) -> None:
-        for key, value, least in (
-            ("episodes", episodes, 1),
-            ("episode_steps", episode_steps, 1),
-            ("size", size, 3),
-        ):
-            if value < least:
-                raise ValueError(f"GridNavi: {key} is {value}; it must be at least {least}")
+        at_least(1, self, episode_steps=episode_steps)
+        at_least(3, self, size=size)
         if reward not in ("sparse", "dense"):
-            raise ValueError(f"GridNavi: reward is {reward!r}; it must be 'sparse' or 'dense'")
+            raise ValueError(f"data.env.reward is {reward!r}; GridNavi has 'sparse' and 'dense'")
         if show_goal not in ("never", "episode_start", "start_cell"):
-            raise ValueError(f"GridNavi: show_goal is {show_goal!r}; choose 'never', 'episode_start' or 'start_cell'")
+            raise ValueError(
+                f"data.env.show_goal is {show_goal!r}; GridNavi has 'never', 'episode_start' and 'start_cell'"
+            )
         super().__init__(num_envs, device)
-        self.episodes, self.episode_steps, self.size = episodes, episode_steps, size
-        self.reward, self.show_goal = reward, show_goal
-        self.horizon = episodes * episode_steps
+        self.horizon = self.episode_steps = episode_steps
+        self.size, self.reward, self.show_goal = size, reward, show_goal
         self._moves = torch.tensor(self.MOVES, device=self.device)
-        self.goals = torch.tensor(
-            [(x, y) for x in range(size) for y in range(size) if x > 1 or y > 1], device=self.device
-        )
-        self._make_specs(num_envs)
+        cells = [(x, y) for x in range(size) for y in range(size) if x > 1 or y > 1]
+        self.goals = torch.tensor(cells, device=self.device)
+        self._goal = self.goals[:1].float().expand(num_envs, 2)
+        self._position = torch.zeros(num_envs, 2, device=self.device, dtype=torch.int64)
+        self._make_specs((2,), len(self.MOVES), task_features=2)
 
-    def _make_specs(self, n: int) -> None:
-        def real(features: int) -> Unbounded:
-            return Unbounded((n, features), device=self.device, dtype=torch.float32)
+    def draw_tasks(self, rows: Tensor) -> None:
+        chosen = self.goals[self.chosen_tasks(len(self.goals))].float()
+        self._goal = torch.where(rows.unsqueeze(-1), chosen, self._goal)
 
-        def count() -> Unbounded:
-            return Unbounded((n, 1), device=self.device, dtype=torch.int64)
+    def start(self, rows: Tensor) -> None:
+        self._position = self._position.masked_fill(rows.unsqueeze(-1), 0)
 
-        def flag() -> Binary:
-            return Binary(1, (n, 1), device=self.device, dtype=torch.bool)
+    def observation(self) -> Tensor:
+        return self._goal if self.show_goal == "episode_start" else self._position.float()
 
-        self.action_spec = Categorical(len(self.MOVES), shape=(n,), device=self.device)
-        self.reward_spec = real(1)
-        self.full_done_spec = Composite(done=flag(), terminated=flag(), shape=(n,))
-        self.observation_spec = Composite(
-            observation=real(2),
-            episode_done=real(1),
-            previous_action=Categorical(len(self.MOVES), shape=(n,), device=self.device),
-            previous_reward=real(1),
-            is_init=flag(),
-            episode=count(),
-            task=real(2),
-            position=Unbounded((n, 2), device=self.device, dtype=torch.int64),
-            step_count=count(),
-            shape=(n,),
-        )
-
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        n = self.batch_size[0]
-        chosen = torch.randint(len(self.goals), (n,), generator=self.generator, device=self.device)
-        goal = self.goals[chosen].float()
-        zero = torch.zeros(n, 1, device=self.device)
-        count = torch.zeros(n, 1, device=self.device, dtype=torch.int64)
-        position = count.expand(n, 2).clone()
-        entries = {
-            "observation": goal if self.show_goal == "episode_start" else position.float(),
-            "episode_done": zero,
-            "previous_action": count[:, 0],
-            "previous_reward": zero,
-            "is_init": torch.ones_like(zero, dtype=torch.bool),
-            "episode": count,
-            "task": goal,
-            "position": position,
-            "step_count": count,
-        }
-        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action, goal = tensordict.get("action"), tensordict.get("task")
-        position = (tensordict.get("position") + self._moves[action]).clamp_(0, self.size - 1)
-        cell = position.float()
-        distance = (cell - goal).abs_().sum(-1, keepdim=True)
+    def simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._position = (self._position + self._moves[action]).clamp_(0, self.size - 1)
+        cell = self._position.float()
+        distance = (cell - self._goal).abs_().sum(-1)
         miss = -distance / self.size if self.reward == "dense" else -0.1
         reward = torch.where(distance == 0, 1.0, miss)
-        steps = tensordict.get("step_count") + 1
-        episode_over = steps % self.episode_steps == 0
-        done = steps >= self.horizon
-        entries = {
-            "observation": self._shown(cell, goal, episode_over),
-            "episode_done": episode_over.float(),
-            "previous_action": action,
-            "previous_reward": reward,
-            "is_init": torch.zeros_like(done),
-            "episode": steps.div(self.episode_steps, rounding_mode="floor"),
-            "task": goal,
-            "position": position * ~episode_over,
-            "step_count": steps,
-            "reward": reward,
-            "done": done,
-            "terminated": done,
-        }
-        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
+        if self.show_goal == "start_cell":
+            cell = torch.where((cell == 0).all(-1, keepdim=True), self._goal, cell)
+        return cell, reward, torch.zeros_like(distance, dtype=torch.bool)
 
-    def _shown(self, cell: Tensor, goal: Tensor, episode_over: Tensor) -> Tensor:
-        if self.show_goal == "never":
-            return cell
-        reveal = episode_over if self.show_goal == "episode_start" else (cell == 0).all(-1, keepdim=True)
-        return torch.where(reveal, goal, cell)
+    def entries(self) -> dict[str, Tensor]:
+        return {"task": self._goal}
+
+    def places(self) -> NDArray[Any]:
+        return self._position[:1].cpu().numpy()
+
+    def draw_map(self, axes: Any) -> None:
+        axes.plot(*self._goal[0].tolist(), marker="*", color="#D55E00", markersize=16, zorder=0)
+        axes.set(xlim=(-0.5, self.size - 0.5), ylim=(-0.5, self.size - 0.5), aspect="equal")
+        for set_ticks in (axes.set_xticks, axes.set_yticks):
+            set_ticks([k - 0.5 for k in range(self.size + 1)], [])
+        axes.grid(color="#DDDDDD")
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"goal": self._goal.clone(), "position": self._position.clone()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._goal, self._position = (state[name].to(self.device, copy=True) for name in ("goal", "position"))

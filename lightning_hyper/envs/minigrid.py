@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.data import Categorical
 
 from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.minigrid_batched import BatchedEngine
@@ -78,9 +77,8 @@ class MiniGrid(BatchedEnv):
         refresh: resets of a task after which the oldest of its levels gives way to a new one; null never.
         device: where the tensors live; the package steps on the CPU.
 
-    Attributes:
-        tasks: ids of the tasks, which `task` counts.
-        missions: texts of each task's missions; `mission` counts through all of them in order.
+    It shows besides `direction`, `[num_envs]`, int64: where the agent looks, right, down, left or up. Each environment
+    keeps its task; `tasks` are their ids, and each task has its own limit of frames.
 
     Raises:
         ValueError: a task that is unknown or differs in shape, or a count out of range.
@@ -130,7 +128,8 @@ class MiniGrid(BatchedEnv):
         assigned = torch.tensor(present)[torch.arange(num_envs) % len(present)]
         self._task = assigned.to(self.device)
         self._resets = torch.zeros(len(described), dtype=torch.int64)
-        self._returns = torch.zeros(num_envs, 1, device=self.device)
+        limits = torch.tensor([task.max_steps for task in described])
+        self._limits = limits[assigned].unsqueeze(1).to(self.device)
         unknown = [task.id for task in described if not covers(task)] if engine == "batched" else []
         if unknown:
             rank_zero_info(
@@ -143,30 +142,11 @@ class MiniGrid(BatchedEnv):
             else BatchedEngine(described, assigned, levels, self.device)
         )
         self.engine.seed = self.generator.initial_seed()
-        self._make_specs(num_envs)
-
-    def _make_specs(self, n: int) -> None:
-        def index(count: int) -> Categorical:
-            return Categorical(count, shape=(n,), device=self.device, dtype=torch.int64)
-
-        def real() -> Unbounded:
-            return Unbounded((n, 1), device=self.device, dtype=torch.float32)
-
-        def flag() -> Binary:
-            return Binary(1, (n, 1), device=self.device, dtype=torch.bool)
-
-        self.action_spec = index(ACTIONS)
-        self.reward_spec = real()
-        self.full_done_spec = Composite(done=flag(), terminated=flag(), truncated=flag(), shape=(n,))
-        self.observation_spec = Composite(
-            observation=Unbounded((n, VIEW, VIEW, 3), device=self.device, dtype=torch.uint8),
-            direction=index(4),
-            task=index(len(self.tasks)),
-            mission=index(sum(map(len, self.missions))),
-            is_init=flag(),
-            step_count=Unbounded((n, 1), device=self.device, dtype=torch.int64),
-            episode_return=real(),
-            shape=(n,),
+        self._make_specs(
+            (VIEW, VIEW, 3),
+            ACTIONS,
+            dtype=torch.uint8,
+            more={"direction": Categorical(4, shape=(num_envs,), device=self.device, dtype=torch.int64)},
         )
 
     def _set_seed(self, seed: int | None) -> None:
@@ -183,51 +163,35 @@ class MiniGrid(BatchedEnv):
         self._resets += torch.bincount(task, minlength=len(self.tasks))
         return drawn
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        chosen = None if tensordict is None else tensordict.get("_reset", None)
-        rows = torch.arange(self.batch_size[0]) if chosen is None else chosen.reshape(-1).nonzero().squeeze(-1).cpu()
-        self.engine.start(rows, self.draw(rows))
-        self._returns = self._returns.index_fill(0, rows.to(self.device), 0)
-        return self._give({})
+    def start(self, rows: Tensor) -> None:
+        chosen = rows.nonzero().squeeze(1).cpu()
+        self.engine.start(chosen, self.draw(chosen))
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        reward, terminated, truncated = (
-            entry.to(self.device).unsqueeze(-1) for entry in self.engine.step(tensordict.get("action"))
-        )
-        self._returns = self._returns + reward
-        ends = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
-        return self._give({"reward": reward, **ends})
+    def observation(self) -> Tensor:
+        return self.engine.image.to(self.device)
 
-    def _give(self, more: dict[str, Tensor]) -> TensorDictBase:
-        steps = self.engine.steps.unsqueeze(-1)
-        entries = {
-            "observation": self.engine.image,
-            "direction": self.engine.direction,
+    def simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        reward, terminated, _ = self.engine.step(action)
+        return self.observation(), reward.to(self.device), terminated.to(self.device)
+
+    def truncated(self, step_count: Tensor) -> Tensor:
+        return step_count >= self._limits
+
+    def entries(self) -> dict[str, Tensor]:
+        engine = self.engine
+        return {
+            "direction": engine.direction.to(self.device),
             "task": self._task,
-            "mission": self.engine.mission,
-            "is_init": steps == 0,
-            "step_count": steps,
-            "episode_return": self._returns,
-            **more,
+            "mission": engine.mission.to(self.device),
         }
-        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
-    def save_state(self) -> dict[str, Tensor]:
+    def snapshot(self) -> dict[str, Any]:
         # What the engine is given as a seed may need more bits than a signed integer has.
         seed = torch.tensor([self.engine.seed % 2**64 >> 32, self.engine.seed % 2**32])
-        kept = {"seed": seed, "resets": self._resets.clone(), "episode_return": self._returns.clone()}
-        return super().save_state() | kept | self.engine.save_state()
+        return {"seed": seed, "resets": self._resets.clone(), **self.engine.save_state()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        mine = self.save_state()
-        if mine.keys() != state.keys() or mine["level"].shape != state["level"].shape:
-            raise ValueError(
-                "ckpt_path: its MiniGrid episodes were saved with another data.env.engine or data.env.num_envs; give "
-                "those of the run that saved them"
-            )
-        super().load_state(state)
+    def restore(self, state: Mapping[str, Any]) -> None:
         high, low = state["seed"].tolist()
         self.engine.seed = (high << 32) + low
         self._resets = state["resets"].cpu().clone()
-        self._returns = state["episode_return"].to(self.device, copy=True)
-        self.engine.load_state(state)
+        self.engine.load_state(dict(state))

@@ -63,6 +63,8 @@ def describe(task: str) -> Task:
         raise ValueError(f"data.env.tasks: {task!r} is no id of the minigrid package{hint}")
     try:
         env = _make(task)
+        # Some find out only here what they lack.
+        begin(env, 0)
     except Exception as error:
         raise ValueError(f"data.env.tasks: the minigrid package cannot make {task} ({error})") from error
     missions = cast(Dict, env.observation_space)["mission"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightning_hyper.envs.base import EpisodeEnv
+from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.envs.rendering import SIZE
 
 
-class Pendulum(EpisodeEnv):
+class Pendulum(BatchedEnv):
     """Swing a pendulum up and hold it there by a torque in [-2, 2] N m: minus the squared angle, speed and torque.
 
     Observations `[num_envs, 3]`: cosine and sine of the angle from upright, angular velocity (rad/s); frames of
@@ -29,23 +33,29 @@ class Pendulum(EpisodeEnv):
     Source: Towers et al. 2024 (arXiv 2407.17032), gymnasium's classic control.
     """
 
+    simulates = True
     GRAVITY, SECONDS, TORQUE, SPEED = 10.0, 0.05, 2.0, 8.0
 
     def __init__(self, num_envs: int = 1, *, episode_steps: int = 200, device: str = "cpu") -> None:
-        super().__init__(num_envs, episode_steps, device)
+        at_least(1, self, episode_steps=episode_steps)
+        super().__init__(num_envs, device)
+        self.horizon, self.seconds = episode_steps, self.SECONDS
         self._angle = torch.zeros(num_envs, 1, device=self.device, dtype=torch.float64)
         self._velocity = torch.zeros_like(self._angle)
-        self._steps = torch.zeros(num_envs, 1, device=self.device, dtype=torch.int64)
-        self._returns = torch.zeros(num_envs, 1, device=self.device)
         torque = torch.tensor([self.TORQUE])
-        self._make_specs(3, -torque, torque)
+        self._make_specs((3,), (-torque, torque))
+
+    def start(self, rows: Tensor) -> None:
+        chosen = rows.unsqueeze(-1)
+        drawn = torch.rand(len(rows), 2, generator=self.generator, device=self.device, dtype=torch.float64) * 2 - 1
+        self._angle = torch.where(chosen, drawn[:, :1] * math.pi, self._angle)
+        self._velocity = torch.where(chosen, drawn[:, 1:], self._velocity)
 
     def observation(self) -> Tensor:
-        """What is shown now, `[num_envs, 3]`, float32."""
         return torch.cat((self._angle.cos(), self._angle.sin(), self._velocity), -1).float()
 
-    def advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One frame under torques `[num_envs, 1]`, without resets or a limit of frames.
+    def simulate(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One frame under torques `[num_envs, 1]`, without resets, counters or time limit.
 
         Returns:
             observation `[num_envs, 3]`, reward `[num_envs]` and terminated `[num_envs]`, which is always false.
@@ -72,45 +82,19 @@ class Pendulum(EpisodeEnv):
                 raise ValueError(f"Pendulum: {name} has shape {tuple(given.shape)}; it must be {tuple(shape)}")
         self._angle, self._velocity = (x.to(self.device, torch.float64, copy=True) for x in (qpos, qvel))
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        chosen = None if tensordict is None else tensordict.get("_reset", None)
-        if chosen is None:
-            chosen = torch.ones_like(self._steps, dtype=torch.bool)
-        chosen = chosen.reshape(-1, 1)
-        drawn = torch.rand(len(chosen), 2, generator=self.generator, device=self.device, dtype=torch.float64) * 2 - 1
-        self._angle = torch.where(chosen, drawn[:, :1] * math.pi, self._angle)
-        self._velocity = torch.where(chosen, drawn[:, 1:], self._velocity)
-        self._steps = self._steps.masked_fill(chosen, 0)
-        self._returns = self._returns.masked_fill(chosen, 0)
-        return self._give(self.observation(), {})
+    def render(self) -> NDArray[Any]:
+        """A rod at its angle from upright, counter-clockwise, with a weight at its end."""
+        side = SIZE[1]
+        picture = Image.new("RGB", (side, side), "white")
+        draw, middle, length, angle = ImageDraw.Draw(picture), side / 2, side * 0.4, float(self._angle[0])
+        tip = (middle - length * math.sin(angle), middle - length * math.cos(angle))
+        draw.line([(middle, middle), tip], fill="#0072B2", width=10)
+        for (x, y), radius, colour in (((middle, middle), 5, "#444444"), (tip, 12, "#D55E00")):
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
+        return np.asarray(picture)
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observation, reward, terminated = self.advance(tensordict.get("action"))
-        reward, terminated = reward[:, None], terminated[:, None]
-        self._steps = self._steps + 1
-        self._returns = self._returns + reward
-        done = self._steps >= self.horizon
-        return self._give(
-            observation, {"reward": reward, "done": done, "terminated": terminated, "truncated": done.clone()}
-        )
+    def snapshot(self) -> dict[str, Any]:
+        return {"qpos": self._angle.clone(), "qvel": self._velocity.clone()}
 
-    def _give(self, observation: Tensor, more: dict[str, Tensor]) -> TensorDictBase:
-        entries = {
-            "observation": observation,
-            "is_init": self._steps == 0,
-            "step_count": self._steps.clone(),
-            "episode_return": self._returns.clone(),
-            **more,
-        }
-        return TensorDict(entries, batch_size=self.batch_size, device=self.device)
-
-    def save_state(self) -> dict[str, Tensor]:
-        kept = {"qpos": self._angle, "qvel": self._velocity}
-        counters = {"step_count": self._steps, "episode_return": self._returns}
-        return super().save_state() | {name: tensor.clone() for name, tensor in (kept | counters).items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        super().load_state(state)
+    def restore(self, state: Mapping[str, Any]) -> None:
         self.set_physics(state["qpos"], state["qvel"])
-        self._steps = state["step_count"].to(self.device, copy=True)
-        self._returns = state["episode_return"].to(self.device, copy=True)

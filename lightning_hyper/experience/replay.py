@@ -1,61 +1,64 @@
-"""Off-policy experience: collected frames go into a replay buffer, and minibatches drawn from it come with them."""
+"""Off-policy experience: collected frames go into a replay buffer, from which minibatches are owed for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import Bounded
+from torchrl.data import TensorSpec
 
-from lightning_hyper.envs import BatchedEnv, EpisodeEnv
-from lightning_hyper.experience.base import Collection, Experience
-from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch, Seen
-from lightning_hyper.modules import ReturnScale
+from lightning_hyper.checks import RecipeError, one_of, positive
+from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.experience.base import Experience
+from lightning_hyper.experience.collection import Collection, Policy
+from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Minibatch
 
 
-@dataclass
-class Replayed:
-    """One Lightning batch of off-policy experience.
+class Replayed:  # no dataclass: Lightning would copy one at every batch
+    """One batch of off-policy experience.
 
     Attributes:
         collected: the new frames, `[num_envs, time]`.
-        updates: updates that are owed for them.
-        minibatches: draws one minibatch for each, when it is asked for; its argument is applied to what is drawn (see
-            `CompactReplayBuffer.minibatches`).
-        prioritize: takes (index, error) of a minibatch; None where sampling is uniform.
+        updates: minibatches that are owed for them.
+        batch_size: samples of a minibatch of this rank.
     """
 
-    collected: TensorDict
-    updates: int
-    minibatches: Callable[[Seen], Iterator[Minibatch]]
-    prioritize: Callable[[Tensor, Tensor], None] | None
+    def __init__(self, collected: TensorDict, updates: int, batch_size: int, buffer: CompactReplayBuffer) -> None:
+        self.collected, self.updates, self.batch_size, self._buffer = collected, updates, batch_size, buffer
+
+    def blocks(self) -> Iterator[Minibatch]:
+        """The minibatches that are owed, many in a block, as `CompactReplayBuffer.blocks` lays them out."""
+        return self._buffer.blocks(self.updates, self.batch_size)
+
+    def prioritize(self, minibatch: Minibatch, error: Tensor) -> None:
+        """Tell how large the error of each sample is, `[size]`; it matters where sampling is prioritised."""
+        if "index" in minibatch:
+            self._buffer.prioritize(minibatch["index"], error)
 
 
-class Replay(Experience):
+class Replay(Experience[Replayed]):
     """Collects `steps` frames from each environment per batch into a replay buffer, and hands out minibatches.
 
-    Nothing is learned during the first `warmup_frames`, whose actions are uniformly random.
+    Nothing is learned during the first `warmup_frames`, whose actions are uniformly random. Where the policy carries a
+    memory, a sample is a window of consecutive frames, and begins with the memory that the policy had there (the
+    "stored state" of R2D2, Kapturowski et al. 2019).
 
     Args:
         env: makes the environment; its size `num_envs` is that of each rank.
         steps: frames of each environment in a batch.
         capacity: frames that the buffer of each rank holds; the oldest make room.
-        batch_size: frames of a minibatch, all ranks together.
+        batch_size: samples of a minibatch, all ranks together.
+        sequence: consecutive frames of a sample; more than 1 for policies with a memory, and only for them.
         warmup_frames: frames of random actions before the first update, all ranks together.
         updates_per_frame: updates owed for each frame after that.
         n_step: rewards that a target adds up before it bootstraps.
         prioritized: exponents [alpha, beta] of prioritised sampling; null samples uniformly.
         storage: keep frames in `memory`, or memory-mapped in files (`memmap`) under the run's folder.
-        buffer_device: where the frames live; null for the device that trains.
-        reward_discount: divide sampled rewards by the running deviation of the return with this discount; null leaves
-            them as they are.
+        options: as in `Experience`.
     """
 
     def __init__(
@@ -65,215 +68,139 @@ class Replay(Experience):
         steps: int = 1,
         capacity: int = 1_000_000,
         batch_size: int = 256,
+        sequence: int = 1,
         warmup_frames: int = 1_000,
         updates_per_frame: float = 1.0,
         n_step: int = 1,
         prioritized: Sequence[float] | None = None,
         storage: Literal["memory", "memmap"] = "memory",
-        buffer_device: str | None = None,
-        reward_discount: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(env, **options)
-        counts = {"steps": steps, "capacity": capacity, "batch_size": batch_size, "n_step": n_step}
-        for key, value in counts.items():
-            if value < 1:
-                raise ValueError(f"data.{key} is {value}; it must be at least 1")
+        sizes = {"steps": steps, "capacity": capacity, "batch_size": batch_size, "sequence": sequence, "n_step": n_step}
+        for key, value in {**sizes, "updates_per_frame": updates_per_frame}.items():
+            positive(f"data.{key}", value)
         if warmup_frames < 0:
-            raise ValueError(f"data.warmup_frames is {warmup_frames}; it must not be negative")
-        if updates_per_frame <= 0:
-            raise ValueError(f"data.updates_per_frame is {updates_per_frame}; it must be positive")
+            raise RecipeError(f"data.warmup_frames is {warmup_frames}; it must not be negative")
         if capacity < batch_size:
-            raise ValueError(
-                f"data.capacity is {capacity}, less than data.batch_size {batch_size}; choose a larger one"
-            )
+            raise RecipeError(f"data.capacity is {capacity}; it must be at least data.batch_size, {batch_size}")
         if prioritized is not None and (len(prioritized) != 2 or not all(0 <= x <= 1 for x in prioritized)):
-            raise ValueError(f"data.prioritized is {list(prioritized)}; it must be [alpha, beta], both in [0, 1]")
-        if storage not in ("memory", "memmap"):
-            raise ValueError(f"data.storage is {storage!r}; it must be 'memory' or 'memmap'")
-        if reward_discount is not None and not 0 <= reward_discount < 1:
-            raise ValueError(f"data.reward_discount is {reward_discount}; it must lie in [0, 1), or be null")
-        self._steps, self.capacity, self.batch_size = steps, capacity, batch_size
+            raise RecipeError(f"data.prioritized is {list(prioritized)}; it must be [alpha, beta], both in [0, 1]")
+        if sequence > 1 and (n_step > 1 or prioritized is not None):
+            other = "data.prioritized" if n_step == 1 else f"data.n_step {n_step}"
+            raise RecipeError(f"data.sequence is {sequence}; windows do not go with {other}, leave one of the two out")
+        one_of("data.storage", storage, Literal["memory", "memmap"])
+        self._steps, self.capacity, self.batch_size, self.sequence = steps, capacity, batch_size, sequence
         self.warmup_frames, self.updates_per_frame, self.n_step = warmup_frames, updates_per_frame, n_step
         self.prioritized = None if prioritized is None else (prioritized[0], prioritized[1])
-        self.storage, self.buffer_device = storage, buffer_device
-        self.reward_scale = None if reward_discount is None else ReturnScale(reward_discount, carry=True)
-        self._restored_buffer: Path | None = None
+        self.storage = storage
+        self.frames = 0  # collected, all ranks together
 
     @property
     def steps(self) -> int:
         """Frames of each environment in a batch."""
         return self._steps
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if not isinstance(self.env, EpisodeEnv):
-            raise ValueError(
-                f"data.env: {type(self.env).__name__} steps trials; Replay takes environments of one task, such as "
-                "HalfCheetah"
-            )
-        assert self.trainer is not None
-        ranks = self.trainer.world_size
-        if self.batch_size % ranks:
-            raise ValueError(
-                f"data.batch_size is {self.batch_size}, which {ranks} ranks cannot share; choose a multiple of {ranks}"
-            )
-        together = self.env.batch_size.numel() * self._steps
-        if together > self.capacity:
-            raise ValueError(
-                f"data.capacity is {self.capacity}, less than the {together} frames that are collected at once"
-            )
-
-    def train_dataloader(self) -> ReplayedFrames:
-        assert self.trainer is not None
-        budget = cast(Any, self.trainer.lightning_module).clock.budget
-        if budget is not None and self.warmup_frames >= budget:
-            raise ValueError(
-                f"data.warmup_frames is {self.warmup_frames:,} and frames only {budget:,}: nothing would be learned"
-            )
-        return cast(ReplayedFrames, super().train_dataloader())
-
-    def begin(self, restored: dict[str, Any] | None) -> ReplayedFrames:
-        assert self.trainer is not None
-        device = self.buffer_device or str(self.env.device)
-        folder = None
+    def begin(self, policy: Any, *, folder: Path | None = None, budget: int | None = None) -> None:
+        self._require_sizes(policy, budget)
+        self._actor = WarmUp(policy, self.env.action_spec)
+        self.collection = Collection(self.env, self._actor, self._steps, keep_states=policy.state_features > 0)
+        memmap = None
         if self.storage == "memmap":
-            folder = Path(self.trainer.default_root_dir) / "frames" / f"rank-{self.trainer.global_rank}"
-            folder.mkdir(parents=True, exist_ok=True)
-        buffer = CompactReplayBuffer(
+            if folder is None:
+                raise RecipeError("data.storage is memmap, which needs the folder of a run; choose memory")
+            memmap = folder / "frames" / f"rank-{self.rank}"
+        self.buffer = CompactReplayBuffer(
             self.capacity,
             self.env.batch_size.numel(),
+            {key: self.env.observation_spec[key].zero()[0] for key in policy.window_keys},
+            self.env.action_spec.zero()[0],
+            state_features=policy.state_features,
             n_step=self.n_step,
+            sequence=self.sequence,
             prioritized=self.prioritized,
-            device=device,
-            memmap=folder,
+            device=self.env.device,
+            memmap=memmap,
         )
-        frames = ReplayedFrames(
-            Collection(self.env, WarmUp(self.policy, self.env.action_spec), self._steps),
-            buffer,
-            ranks=self.trainer.world_size,
-            batches=self.batches_per_epoch,
-            batch_size=self.batch_size // self.trainer.world_size,
-            warmup_frames=self.warmup_frames,
-            updates_per_frame=self.updates_per_frame,
-            reward_scale=self.reward_scale,
-        )
-        size = self._row().bytes()
-        where = "memory-mapped files" if folder is not None else "GPU memory" if device.startswith("cuda") else "RAM"
-        rank_zero_info(
-            f"Replay buffer: {buffer.capacity:,} frames of {size} bytes, {buffer.capacity * size / 2**20:,.0f} MiB "
-            f"in {where} when full"
-        )
-        if restored is not None:
-            frames.load_state_dict(restored)
-            assert self._restored_buffer is not None
-            buffer.load(self._restored_buffer, self._row())
-        return frames
+        frames, size = self.buffer.capacity, self.buffer.frame_bytes
+        rank_zero_info(f"Replay buffer: {frames:,} frames of {size} bytes, {frames * size / 2**20:,.0f} MiB when full")
 
-    def _row(self) -> TensorDict:
-        carried = self.env.fake_tensordict()
-        first = (0,) * self.env.batch_dims
-        return CompactReplayBuffer.row(carried["observation"][first], carried["action"][first])
+    def _require_sizes(self, policy: Any, budget: int | None) -> None:
+        envs = self.env.batch_size.numel()
+        if self.batch_size % self.ranks:
+            raise RecipeError(
+                f"data.batch_size is {self.batch_size}, which {self.ranks} ranks cannot share; choose a multiple of "
+                f"{self.ranks}"
+            )
+        if (together := envs * self._steps) > self.capacity:
+            raise RecipeError(
+                f"data.capacity is {self.capacity}, less than the {together} frames that are collected at once"
+            )
+        if budget is not None and self.warmup_frames >= budget:
+            raise RecipeError(
+                f"data.warmup_frames is {self.warmup_frames:,} and frames only {budget:,}: nothing would be learned"
+            )
+        if policy.state_features and self.sequence == 1:
+            raise RecipeError(
+                "data.sequence is 1, but model.context carries a memory, which is learned over windows of frames; "
+                "choose more, such as 20"
+            )
+        if self.sequence > 1 and not policy.state_features:
+            raise RecipeError(
+                f"data.sequence is {self.sequence}, but no model.context carries a memory; leave it out to learn from "
+                "single frames"
+            )
+        least = self.sequence * envs
+        if self.sequence > 1 and (self.capacity < least or self.warmup_frames < least * self.ranks):
+            raise RecipeError(
+                f"data.sequence is {self.sequence}: data.capacity must be at least {least} and data.warmup_frames "
+                f"{least * self.ranks}, so that each of the {envs} environments has a window to learn from"
+            )
+
+    def collect(self) -> Replayed:
+        assert self.collection is not None
+        self._actor.active = self.frames < self.warmup_frames
+        collected = self.collection.collect()
+        self.buffer.extend(collected)
+        paid = self._updates_by(self.frames)
+        self.frames += collected["next", "done"].numel() * self.ranks
+        return Replayed(collected, self._updates_by(self.frames) - paid, self.batch_size // self.ranks, self.buffer)
+
+    def _updates_by(self, frames: int) -> int:
+        """Updates that are owed for so many frames."""
+        return int(max(0, frames - self.warmup_frames) * self.updates_per_frame + 1e-6)
+
+    def save_state(self) -> dict[str, Any]:
+        state = super().save_state()
+        return {**state, "frames": self.frames} if state else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.frames = state.get("frames", 0)
 
     def save_buffer(self, folder: Path) -> bool:
-        if self._source is None:
+        if self.collection is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        self._source.buffer.save(folder)
+        self.buffer.save(folder)
         return True
 
-    def restore_buffer(self, folder: Path) -> None:
-        self._restored_buffer = folder
+    def load_buffer(self, folder: Path) -> None:
+        self.buffer.load(folder)
 
 
-class WarmUp(TensorDictModuleBase):
+class WarmUp:
     """A policy that acts uniformly at random as long as `active`, and then as it is.
 
     Args:
-        policy: reads `observation`, writes `action`.
+        policy: acts afterwards; where it carries a state, it sees all that happens before.
         action_spec: bounds of the random actions.
     """
 
-    def __init__(self, policy: TensorDictModuleBase, action_spec: Bounded) -> None:
-        super().__init__()
-        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
-        self._policy = [policy]  # in a list: its parameters are not this module's
-        self._spec = action_spec
+    def __init__(self, policy: Policy, action_spec: TensorSpec) -> None:
+        self._policy, self._spec = policy, action_spec
         self.active = False
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if self.active:
-            return tensordict.set("action", self._spec.rand())
-        return cast(TensorDictBase, self._policy[0](tensordict))
-
-
-class ReplayedFrames:
-    """A sized iterable of collected batches with the minibatches that are owed for them.
-
-    Args:
-        collection: collects.
-        buffer: where the frames go.
-        ranks: processes that collect side by side.
-        batches: length of one pass.
-        batch_size, warmup_frames, updates_per_frame: as in `Replay`, `batch_size` of this rank.
-        reward_scale: scales sampled rewards; None leaves them.
-    """
-
-    def __init__(
-        self,
-        collection: Collection,
-        buffer: CompactReplayBuffer,
-        *,
-        ranks: int,
-        batches: int,
-        batch_size: int,
-        warmup_frames: int,
-        updates_per_frame: float,
-        reward_scale: ReturnScale | None = None,
-    ) -> None:
-        self.collection, self.buffer, self.ranks, self.batches = collection, buffer, ranks, batches
-        self.batch_size, self.warmup_frames, self.updates_per_frame = batch_size, warmup_frames, updates_per_frame
-        self.reward_scale = reward_scale
-        self.frames, self.updates = 0, 0  # collected by all ranks, and owed for them
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[Replayed]:
-        for _ in range(self.batches):
-            yield self.next()
-
-    def next(self) -> Replayed:
-        """Collect, store, and count the updates that are owed."""
-        policy = self.collection.collector.policy
-        assert isinstance(policy, WarmUp)
-        policy.active = self.frames < self.warmup_frames
-        collected = self.collection.collect()
-        self.buffer.extend(collected)
-        self.frames += collected.numel() * self.ranks
-        if self.reward_scale is not None:
-            self.reward_scale.observe(collected["next", "reward"], collected["next", "done"])
-        total = int(max(0, self.frames - self.warmup_frames) * self.updates_per_frame + 1e-6)
-        owed, self.updates = total - self.updates, total
-        prioritize = self.buffer.prioritize if self.buffer.prioritized is not None else None
-        return Replayed(collected, owed, partial(self._minibatches, owed), prioritize)
-
-    def _minibatches(self, count: int, seen: Seen) -> Iterator[Minibatch]:
-        def scaled(drawn: Minibatch) -> Minibatch:
-            if self.reward_scale is None:
-                return seen(drawn)
-            return seen({**drawn, "reward": self.reward_scale.scaled(drawn["reward"])})
-
-        yield from self.buffer.minibatches(count, self.batch_size, scaled)
-
-    def state_dict(self) -> dict[str, Any]:
-        state = {"collection": self.collection.state_dict(), "frames": self.frames, "updates": self.updates}
-        if self.reward_scale is not None:
-            state["reward_scale"] = self.reward_scale.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.collection.load_state_dict(state["collection"])
-        self.frames, self.updates = state["frames"], state["updates"]
-        if self.reward_scale is not None:
-            self.reward_scale.load_state_dict(state["reward_scale"])
+    def act(self, step: Any, state: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        chosen, state = self._policy.act(step, state)
+        return {**chosen, "action": self._spec.rand()} if self.active else chosen, state

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage
-from torchrl.data.replay_buffers import PrioritizedSampler, RandomSampler, ReplayBuffer
 
 Minibatch = dict[str, Tensor]
-Seen = Callable[[Minibatch], Minibatch]
+TOGETHER = 16_384  # frames of a block: many minibatches by one look-up, within the processor's cache
 
 
 class ReplayBufferError(ValueError):
@@ -22,163 +20,186 @@ class ReplayBufferError(ValueError):
 
 
 class CompactReplayBuffer:
-    """The newest `capacity` frames of `num_envs` environments, on TorchRL's storage and samplers.
+    """The newest `capacity` frames of `num_envs` environments.
 
-    Frames lie by time, then by environment, so that the observation after a frame is the one `num_envs` rows on; only
-    where an episode ended, and for the newest frames, is it kept apart.
+    Frames lie by time, then by environment, so that what is shown after a frame lies `num_envs` rows on; only where an
+    episode ended, and for the newest frames, is it kept apart.
 
     Args:
         capacity: frames; rounded up to whole steps of all environments.
         num_envs: environments whose frames come together.
+        shown: for each entry of a step that is stored, that of one environment (of which shape and type matter).
+        action: the action of one environment.
+        state_features: features of a policy's state before each frame, 0 for none.
         n_step: rewards that a sample adds up before it bootstraps.
+        sequence: frames of a sample, one after the other in one environment.
         prioritized: exponents (alpha, beta) of prioritised sampling (Schaul et al. 2016); None samples uniformly.
-        device: where the frames live.
-        memmap: folder of memory-mapped files to keep the frames in; None keeps them in memory.
-
-    Raises:
-        ValueError: prioritised sampling without TorchRL's compiled part.
+        device: where samples are wanted, and where the frames live.
+        memmap: folder of memory-mapped files to keep the frames in; None keeps them on the device.
     """
 
     def __init__(
         self,
         capacity: int,
         num_envs: int,
+        shown: Mapping[str, Tensor],
+        action: Tensor,
         *,
+        state_features: int = 0,
         n_step: int = 1,
+        sequence: int = 1,
         prioritized: tuple[float, float] | None = None,
         device: torch.device | str = "cpu",
         memmap: Path | None = None,
     ) -> None:
-        self.num_envs, self.n_step, self.device = num_envs, n_step, torch.device(device)
-        self.capacity = -(-capacity // num_envs) * num_envs
-        self.prioritized = prioritized
-        storage = (
-            LazyTensorStorage(self.capacity, device=self.device)
-            if memmap is None
-            else LazyMemmapStorage(self.capacity, scratch_dir=str(memmap), existsok=True, device=self.device)
-        )
-        self._buffer = ReplayBuffer(storage=storage, sampler=self._sampler(), batch_size=1)
-        self._ends = _Ends()
-        self._newest: Tensor | None = None  # observation after the newest frame of each environment
+        self.capacity, self.num_envs = -(-capacity // num_envs) * num_envs, num_envs
+        self.n_step, self.sequence, self.prioritized = n_step, sequence, prioritized
+        self.device, self.shown = torch.device(device), tuple(shown)
+        row = {**shown, "action": action, "reward": torch.zeros(()), "terminated": torch.zeros((), dtype=torch.bool)}
+        row["end"] = torch.zeros((), dtype=torch.int32)  # number of the last observation kept apart, -1 for none
+        if state_features:
+            row["context_state"] = torch.zeros(state_features)
+        self._row = {key: (entry.shape, entry.dtype) for key, entry in row.items()}
+        self._frames = {key: self._empty(key, memmap) for key in row}
+        self._home = self._frames["end"].device
+        self._ends = _Ends(self.shown)
+        self._newest: dict[str, Tensor] = {}  # what is shown after the newest frame of each environment
         self._cursor = 0  # row that is written next
+        self._count = 0
+        self._priorities = None if prioritized is None else Priorities(self.capacity, self._home)
+        self._largest = 1.0
 
-    def _sampler(self) -> RandomSampler | PrioritizedSampler:
-        if self.prioritized is None:
-            return RandomSampler()
-        try:
-            return PrioritizedSampler(self.capacity, *self.prioritized)
-        except RuntimeError as error:
-            raise ValueError(
-                f"data.prioritized: TorchRL's compiled part does not load with torch {torch.__version__} ({error}); "
-                "install the torch that this TorchRL was built for, or sample uniformly"
-            ) from error
+    def _empty(self, key: str, memmap: Path | None) -> Tensor:
+        shape, dtype = self._row[key]
+        if memmap is None:
+            return torch.zeros(self.capacity, *shape, dtype=dtype, device=self.device)
+        memmap.mkdir(parents=True, exist_ok=True)
+        size = self.capacity * shape.numel()
+        return torch.from_file(str(memmap / key), shared=True, size=size, dtype=dtype).view(self.capacity, *shape)
 
     def __len__(self) -> int:
-        return len(self._buffer)
-
-    @staticmethod
-    def row(observation: Tensor, action: Tensor) -> TensorDict:
-        """An empty frame, from one observation `[features]` and one action."""
-        return TensorDict(
-            {
-                "observation": torch.zeros_like(observation),
-                "action": torch.zeros_like(action),
-                "reward": torch.zeros(()),
-                "terminated": torch.zeros((), dtype=torch.bool),
-                "end": torch.full((), -1, dtype=torch.int32),
-            }
-        )
-
-    def extend(self, batch: TensorDict) -> None:
-        """Take in a collected batch `[num_envs, time]`; the oldest frames make room."""
-        batch = cast(TensorDict, batch.transpose(0, 1))
-        count = batch.numel()
-        done = batch["next", "done"].reshape(-1)
-        after = batch["next", "observation"].to(self.device)
-        overwritten = torch.arange(self._cursor, self._cursor + count, device=self.device) % self.capacity
-        overwritten = overwritten[overwritten < len(self)]
-        if len(overwritten):
-            self._ends.forget(int((self._frames["end"][overwritten] >= 0).sum()))
-        end = torch.full((count,), -1, dtype=torch.int32, device=self.device)
-        ended = done.nonzero().squeeze(-1).to(self.device)
-        end[ended] = self._ends.append(after.reshape(count, -1)[ended])
-        self._buffer.extend(
-            TensorDict(
-                {
-                    "observation": batch["observation"].reshape(count, -1),
-                    "action": batch["action"].reshape(count, *batch["action"].shape[2:]),
-                    "reward": batch["next", "reward"].reshape(-1),
-                    "terminated": batch["next", "terminated"].reshape(-1),
-                    "end": end,
-                },
-                batch_size=[count],
-            ).to(self.device)
-        )
-        self._newest = after[-1].clone()
-        self._cursor = (self._cursor + count) % self.capacity
+        return self._count
 
     @property
-    def _frames(self) -> TensorDict:
-        # Indexing the storage itself is several times faster than TorchRL's `sample`.
-        return cast(TensorDict, self._buffer.storage._storage)
+    def frame_bytes(self) -> int:
+        """Bytes that a frame takes."""
+        return sum(shape.numel() * dtype.itemsize for shape, dtype in self._row.values())
 
-    def minibatches(self, count: int, size: int, seen: Seen) -> Iterator[Minibatch]:
-        """Draw `count` minibatches of `size` frames.
+    def extend(self, batch: TensorDictBase) -> None:
+        """Take in a collected batch `[num_envs, time]`; the oldest frames make room."""
+        after = batch["next"]
+        done = self._by_time(after["done"]).reshape(-1)
+        count = len(done)
+        rows = torch.arange(self._cursor, self._cursor + count, device=self._home) % self.capacity
+        if len(overwritten := rows[self.capacity - self._count :]):
+            self._ends.forget(int((self._frames["end"][overwritten] >= 0).sum()))
+        end = torch.full((count,), -1, dtype=torch.int32, device=self._home)
+        ended = done.nonzero().squeeze(-1)
+        if len(ended):
+            end[ended] = self._ends.append({key: self._by_time(after[key])[ended] for key in self.shown})
+        given = {key: batch[key] for key in self._row if key in self.shown or key in ("action", "context_state")}
+        given |= {key: after[key].squeeze(-1) for key in ("reward", "terminated")}
+        for key, entry in given.items():
+            self._frames[key][rows] = self._by_time(entry)
+        self._frames["end"][rows] = end
+        self._newest = {key: after[key][:, -1].to(self._home, copy=True) for key in self.shown}
+        self._cursor = (self._cursor + count) % self.capacity
+        self._count = min(self._count + count, self.capacity)
+        if self._priorities is not None:
+            self._priorities.set(rows, torch.full((count,), self._largest, dtype=torch.float64, device=self._home))
 
-        `seen` turns what is drawn into what is handed out, for many minibatches at once.
+    def _by_time(self, entry: Tensor) -> Tensor:
+        """Entry `[num_envs, time, ...]` in the order of the rows."""
+        return entry.transpose(0, 1).flatten(0, 1).to(self._home)
 
-        Each has `observation` `[size, features]`, `action`, `reward` `[size, n_step]` (zero past the end of an
-        episode), `steps` `[size]` (rewards counted), `next_observation` after them, `terminated` `[size]`, whether
-        that is a terminal state, and, from prioritised sampling, `index` and importance weights `weight` `[size]`.
+    def blocks(self, count: int, size: int) -> Iterator[Minibatch]:
+        """Sample `count` minibatches of `size`, many in one block; `split` takes a block apart.
+
+        Single frames have the entries of their step and, under `next_`, those of the step that follows (after `n_step`
+        frames, or where the episode ends before), `[size, ...]`; `action`, `reward` `[size, n_step]` (zero past the end
+        of an episode), `steps` `[size]` (rewards counted), `terminated` `[size]`, whether what follows is a terminal
+        state, and, from prioritised sampling, `index` and importance weights `weight` `[size]`.
+
+        Windows of `sequence` frames have `action`, `reward`, `steps` and `terminated` `[size, sequence, ...]`,
+        `context_state` `[size, state_features]` before the first frame, and under `window_` the entries of steps
+        `[size, length, ...]`: those of the frames at `place` `[size, sequence]`, each followed by what followed it.
+        That is the next frame's, but where an episode ends its last step lies between, so that a length may differ.
         """
-        if self.prioritized is not None:
-            for _ in range(count):
-                index, info = self._buffer.sampler.sample(self._buffer.storage, size)
-                weight = torch.as_tensor(info["priority_weight"], device=self.device, dtype=torch.float32)
-                yield {**seen(self._gather(index.to(self.device))), "index": index, "weight": weight}
-            return
-        together = max(1, 16_384 // size)  # many minibatches by one look-up, within the processor's cache
+        # Priorities change with every update, so that prioritised minibatches come one by one.
+        together = 1 if self.prioritized else max(1, TOGETHER // (size * self.sequence))
         for start in range(0, count, together):
-            part = min(together, count - start)
-            index, _ = self._buffer.sampler.sample(self._buffer.storage, part * size)
-            drawn = seen(self._gather(index.to(self.device)))
-            yield from (
-                dict(zip(drawn, entries, strict=True))
-                for entries in zip(*(entry.split(size) for entry in drawn.values()), strict=True)
-            )
+            sample = self._sample(min(together, count - start) * size)
+            yield {key: entry.to(self.device) for key, entry in sample.items()}
+
+    def _sample(self, size: int) -> Minibatch:
+        if self.prioritized is not None and self._priorities is not None:
+            index, priority = self._priorities.draw(size)
+            weight = (priority / priority.min()) ** -self.prioritized[1]
+            return {**self._frames_at(index), "index": index, "weight": weight.float()}
+        newest = (self.sequence - 1) * self.num_envs  # frames that begin no window, for want of frames after them
+        age = torch.randint(newest, self._count, (size,), device=self._home)
+        index = (self._cursor - 1 - age) % self.capacity
+        return self._frames_at(index) if self.sequence == 1 else self._windows_at(index)
 
     def prioritize(self, index: Tensor, error: Tensor) -> None:
-        """Set the priority of sampled frames to the size of their error `[size]`."""
-        self._buffer.update_priority(index, error)
+        """Set the priority of sampled frames to the size of their error `[size]`; uniform sampling has none."""
+        if self.prioritized is None or self._priorities is None:
+            return
+        priority = (error.to(self._home, torch.float64) + 1e-8) ** self.prioritized[0]
+        self._largest = max(self._largest, float(priority.max()))
+        self._priorities.set(index.to(self._home), priority)
 
-    def _gather(self, index: Tensor) -> Minibatch:
-        frames, capacity = self._frames, self.capacity
-        last, alive = index, torch.ones_like(index, dtype=torch.bool)
+    def _frames_at(self, index: Tensor) -> Minibatch:
+        """Single frames, each with what follows after `n_step` of them."""
+        frames, last = self._frames, index
+        alive, steps = torch.ones_like(index, dtype=torch.bool), torch.ones_like(index)
         rewards = [frames["reward"][index]]
-        steps = torch.ones_like(index)
         for _ in range(self.n_step - 1):
             alive = alive & (frames["end"][last] < 0) & (self._age(last) >= self.num_envs)
-            last = torch.where(alive, (last + self.num_envs) % capacity, last)
+            last = torch.where(alive, (last + self.num_envs) % self.capacity, last)
             rewards.append(frames["reward"][last] * alive)
             steps = steps + alive
-        after = frames["observation"][(last + self.num_envs) % capacity]
-        age = self._age(last)
-        newest = (age < self.num_envs).nonzero().squeeze(-1)
-        if len(newest):
-            assert self._newest is not None
-            after[newest] = self._newest[self.num_envs - 1 - age[newest]]
-        end = frames["end"][last]
-        ended = (end >= 0).nonzero().squeeze(-1)
-        if len(ended):
-            after[ended] = self._ends[end[ended]]
         return {
-            "observation": frames["observation"][index],
+            **{key: frames[key][index] for key in self.shown},
+            **{f"next_{key}": entry for key, entry in self._after(last).items()},
             "action": frames["action"][index],
             "reward": torch.stack(rewards, -1),
             "steps": steps,
-            "next_observation": after,
             "terminated": frames["terminated"][last],
         }
+
+    def _windows_at(self, index: Tensor) -> Minibatch:
+        """Windows that begin at frames."""
+        time = torch.arange(self.sequence, device=self._home)
+        rows = (index.unsqueeze(-1) + time * self.num_envs) % self.capacity
+        frames = {key: entry[rows] for key, entry in self._frames.items() if key != "context_state"}
+        ended = frames.pop("end") >= 0
+        place = time + ended.cumsum(1) - ended.long()  # an episode's last step moves on all that comes after
+        length = int(place.max()) + 2
+        sample = {"place": place, "context_state": self._frames["context_state"][index]}
+        row = torch.arange(len(index), device=self._home).unsqueeze(-1)
+        for key, after in self._after(rows.flatten()).items():
+            shown = frames.pop(key)
+            window = shown.new_zeros(len(index), length, *shown.shape[2:])
+            window[row, place + 1] = after.view_as(shown)
+            window[row, place] = shown
+            sample[f"window_{key}"] = window
+        reward = frames.pop("reward").unsqueeze(-1)
+        return {**sample, **frames, "reward": reward, "steps": torch.ones_like(place)}
+
+    def _after(self, rows: Tensor) -> dict[str, Tensor]:
+        """What is shown after frames."""
+        following, age, end = (rows + self.num_envs) % self.capacity, self._age(rows), self._frames["end"][rows]
+        newest = (age < self.num_envs).nonzero().squeeze(-1)
+        ended = (end >= 0).nonzero().squeeze(-1)
+        shown = {}
+        for key in self.shown:
+            entry = shown[key] = self._frames[key][following]
+            if len(newest):
+                entry[newest] = self._newest[key][self.num_envs - 1 - age[newest]]
+            if len(ended):
+                entry[ended] = self._ends.entry(key, end[ended])
+        return shown
 
     def _age(self, index: Tensor) -> Tensor:
         """Frames written since: 0 for the newest row."""
@@ -186,36 +207,27 @@ class CompactReplayBuffer:
 
     def save(self, folder: Path) -> None:
         """Write everything into an existing folder."""
-        count = len(self)
+        # A view would be saved with all that it is a view of.
+        whole = self._count == self.capacity
+        frames = {key: entry if whole else entry[: self._count].clone() for key, entry in self._frames.items()}
         state: dict[str, Any] = {
             "capacity": self.capacity,
             "num_envs": self.num_envs,
             "cursor": self._cursor,
             "newest": self._newest,
-            "ends": self._ends.state_dict(),
-            "frames": {key: self._plain(entry, count) for key, entry in self._frames.items()} if count else {},
+            "ends": self._ends.save_state(),
+            "frames": {key: entry.cpu() for key, entry in frames.items()},
         }
-        if self.prioritized is not None:
-            # TorchRL's own `dumps` and `loads` go through the capacity in a Python loop.
-            sampler = self._buffer.sampler.state_dict()
-            priorities = sampler.pop("_sum_tree")[self._rows(count)]
-            del sampler["_min_tree"]  # of stored frames it holds the same priorities
-            state |= {"sampler": sampler, "priorities": priorities}
+        if self._priorities is not None:
+            rows = torch.arange(self._count, device=self._home)
+            state |= {"priorities": self._priorities.of(rows).cpu(), "largest": self._largest}
         try:
             torch.save(state, folder / "frames.pt")
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise OSError(f"cannot write {folder / 'frames.pt'}: {error}") from error
 
-    def _rows(self, count: int) -> Tensor:
-        return torch.arange(count, device=self._buffer.sampler.device)
-
-    def _plain(self, entry: Tensor, count: int) -> Tensor:
-        entry = entry.as_subclass(Tensor).cpu()
-        # A view would be saved with all that it is a view of.
-        return entry if count == self.capacity else entry[:count].clone()
-
-    def load(self, folder: Path, row: TensorDict) -> None:
-        """Continue from what `save` wrote, checked against an empty frame of this task.
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote.
 
         Raises:
             ReplayBufferError: the folder is missing, cut short, or of another task or capacity.
@@ -224,70 +236,109 @@ class CompactReplayBuffer:
         if not path.is_file():
             raise ReplayBufferError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location=self._home, weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ReplayBufferError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
-        here = {key: (entry.shape, entry.dtype) for key, entry in row.items()}
         there = {key: (entry.shape[1:], entry.dtype) for key, entry in state["frames"].items()}
-        if there and there != here:
+        if there != self._row:
             raise ReplayBufferError(
-                f"ckpt_path: the replay buffer {path} is of another task: {there} there, {here} here"
+                f"ckpt_path: the replay buffer {path} is of another task: {there} there, {self._row} here"
             )
         for key in ("capacity", "num_envs"):
             if state[key] != getattr(self, key):
                 raise ReplayBufferError(
                     f"ckpt_path: the replay buffer {path} has {key} {state[key]}, not {getattr(self, key)}"
                 )
-        if self.prioritized is not None and "priorities" not in state:
+        if self._priorities is not None and "priorities" not in state:
             raise ReplayBufferError(f"ckpt_path: the replay buffer {path} holds no priorities; sample uniformly")
-        if state["frames"]:
-            count = len(state["frames"]["reward"])
-            self._buffer.extend(TensorDict(state["frames"], batch_size=[count]))
-        self._cursor = self._buffer.writer._cursor = state["cursor"]
-        self._newest = state["newest"]
-        self._ends.load_state_dict(state["ends"])
-        if self.prioritized is not None and state["frames"]:
-            sampler = self._buffer.sampler.state_dict() | state["sampler"]
-            for tree in (sampler["_sum_tree"], sampler["_min_tree"]):
-                tree[self._rows(len(self))] = state["priorities"]
-            self._buffer.sampler.load_state_dict(sampler)
+        self._cursor, self._newest, self._count = state["cursor"], state["newest"], len(state["frames"]["end"])
+        for key, entry in state["frames"].items():
+            self._frames[key][: self._count] = entry
+        self._ends.load_state(state["ends"])
+        if self._priorities is not None:
+            self._priorities.set(torch.arange(self._count, device=self._home), state["priorities"])
+            self._largest = state["largest"]
+
+
+def split(block: Minibatch, size: int) -> Iterator[Minibatch]:
+    """The minibatches of `size` that lie in a block."""
+    for entries in zip(*(entry.split(size) for entry in block.values()), strict=True):
+        yield dict(zip(block, entries, strict=True))
+
+
+class Priorities:
+    """Priorities of `capacity` rows and a tree of their sums, of three levels, which suits batched look-ups."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.width = next(width for width in range(2, capacity + 2) if width**3 >= capacity)
+        sizes = (self.width, self.width**2, self.width**3)
+        self._levels = [torch.zeros(size, dtype=torch.float64, device=device) for size in sizes]
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Priorities of rows."""
+        return self._levels[-1][rows]
+
+    def set(self, rows: Tensor, priority: Tensor) -> None:
+        """Give rows a priority each."""
+        self._levels[-1][rows] = priority
+        for level in (1, 0):
+            rows = rows // self.width
+            self._levels[level][rows] = self._levels[level + 1].view(-1, self.width)[rows].sum(-1)
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows in proportion to their priority, with replacement, and their priorities."""
+        rows = torch.zeros(count, dtype=torch.int64, device=self._levels[0].device)
+        for level in self._levels:
+            sums = level.view(-1, self.width)[rows].cumsum(-1)
+            share = torch.rand(count, 1, dtype=torch.float64, device=rows.device) * sums[:, -1:]
+            place = torch.searchsorted(sums, share, right=True)
+            # Where the share is rounded up to the whole: a row without priority is never drawn.
+            place = torch.minimum(place, (sums < sums[:, -1:]).sum(-1, keepdim=True))
+            rows = rows * self.width + place.squeeze(-1)
+        return rows, self.of(rows)
 
 
 class _Ends:
-    """The last observation of every stored episode, numbered in the order of the episodes' ends."""
+    """What the last step of every stored episode shows, numbered in the order of the episodes' ends."""
 
-    def __init__(self) -> None:
-        self._rows: Tensor | None = None
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._keys = keys
+        self._rows: dict[str, Tensor] = {}
         self._first, self._count = 0, 0  # number of the first row, and rows in use; those before are forgotten
         self._forgotten = 0
 
-    def append(self, rows: Tensor) -> Tensor:
-        """Store observations `[count, features]`; gives their numbers."""
-        needed = self._count + len(rows)
-        if self._rows is None or needed > len(self._rows):
-            grown = rows.new_zeros(max(64, 2 * (needed - self._forgotten)), rows.shape[-1])
-            if self._rows is not None:
-                grown[: self._count - self._forgotten] = self._rows[self._forgotten : self._count]
-            self._rows = grown
+    def append(self, shown: dict[str, Tensor]) -> Tensor:
+        """Store entries `[count, ...]`; gives their numbers."""
+        more = len(shown[self._keys[0]])
+        needed = self._count + more
+        if not self._rows or needed > len(self._rows[self._keys[0]]):
+            kept, size = slice(self._forgotten, self._count), max(64, 2 * (needed - self._forgotten))
+            for key, entry in shown.items():
+                grown = entry.new_zeros(size, *entry.shape[1:])
+                if key in self._rows:
+                    grown[: self._count - self._forgotten] = self._rows[key][kept]
+                self._rows[key] = grown
             self._first, self._count = self._first + self._forgotten, self._count - self._forgotten
             self._forgotten = 0
-        self._rows[self._count : self._count + len(rows)] = rows
+        for key, entry in shown.items():
+            self._rows[key][self._count : self._count + more] = entry
         start = self._first + self._count
-        self._count += len(rows)
-        return torch.arange(start, start + len(rows), dtype=torch.int32, device=rows.device)
+        self._count += more
+        device = shown[self._keys[0]].device
+        return torch.arange(start, start + more, dtype=torch.int32, device=device)
 
     def forget(self, count: int) -> None:
         """The `count` oldest are needed no more."""
         self._forgotten += count
 
-    def __getitem__(self, numbers: Tensor) -> Tensor:
-        assert self._rows is not None
-        return self._rows[numbers - self._first]
+    def entry(self, key: str, numbers: Tensor) -> Tensor:
+        """An entry of those with some numbers."""
+        return self._rows[key][numbers - self._first]
 
-    def state_dict(self) -> dict[str, Any]:
-        rows = None if self._rows is None else self._rows[: self._count].clone()
+    def save_state(self) -> dict[str, Any]:
+        rows = {key: entry[: self._count].clone() for key, entry in self._rows.items()}
         return {"rows": rows, "first": self._first, "forgotten": self._forgotten}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         self._rows, self._first, self._forgotten = state["rows"], state["first"], state["forgotten"]
-        self._count = 0 if self._rows is None else len(self._rows)
+        self._count = len(self._rows[self._keys[0]]) if self._rows else 0

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-ENTRIES = ("observation", "task", "mission", "state_value")
-
 
 class EpisodeRecorder:
     """Keeps the steps of unfinished episodes, and gives those of the completed ones.
 
+    What a step is worth is the discounted reward from it to its episode's end; where that was truncated, and `bootstrap`
+    says so, with the critic's value of the last observation, as the critic's own targets have it.
+
     Args:
         horizon: most frames of an episode.
         gamma: discount per frame.
+        entries: what is kept of each step.
+        bootstrap: count the value of what follows a truncation.
 
-    Source: arXiv 2306.10698's code: an episode's value is its last reward, discounted back to each step.
+    Source: arXiv 2306.10698's code, where an episode's value is its last and only reward, discounted to each step.
     """
 
-    def __init__(self, horizon: int, gamma: float) -> None:
-        self.horizon, self.gamma = horizon, gamma
-        self._pending: TensorDict | None = None  # [num_envs, horizon]
+    def __init__(self, horizon: int, gamma: float, entries: Sequence[str], *, bootstrap: bool = True) -> None:
+        self.horizon, self.gamma, self.entries, self.bootstrap = horizon, gamma, tuple(entries), bootstrap
+        self._pending: TensorDict | None = None  # [num_envs, horizon], with the reward of each step
         self._lengths = torch.zeros(0, dtype=torch.int64)
 
     def completed(self, batch: TensorDict) -> TensorDict:
         """Steps `[N]` of the episodes that end in a batch, ordered by environment and time.
 
-        Entries are those of `ENTRIES`, `value` (the last reward, discounted) and `episode_return` (that reward itself).
+        Entries are those kept, `value` and `episode_return` (undiscounted).
 
         Args:
-            batch: entries `[num_envs, time, ...]`, among them `step_count` and what `next` says of reward and end.
+            batch: entries `[num_envs, time, ...]`, among them `step_count`, `next_value`, and what `next` says of
+                reward and end.
         """
-        done, reward = batch["next", "done"].squeeze(-1), batch["next", "reward"].squeeze(-1)
+        after = batch["next"]
+        done, terminated, reward = (after[key].squeeze(-1) for key in ("done", "terminated", "reward"))
         n, steps = done.shape
-        window = TensorDict({key: batch[key] for key in ENTRIES}, batch_size=[n, steps])
+        window = TensorDict({**{key: batch[key] for key in self.entries}, "reward": reward}, batch_size=[n, steps])
         if self._pending is None:
             self._pending = window[:, :1].expand(n, self.horizon).clone().zero_()
             self._lengths = torch.zeros(n, dtype=torch.int64, device=done.device)
@@ -46,15 +52,31 @@ class EpisodeRecorder:
         inside = end < steps
         before = torch.arange(self.horizon, device=done.device).expand(n, -1)
         carried = (before < self._lengths.unsqueeze(1)) & inside[:, :1]
-        distance = torch.cat([self._lengths.unsqueeze(1) - before + end[:, :1], end - time], 1)
-        last = reward.gather(1, end.clamp(max=steps - 1))
-        last = torch.cat([last[:, :1].expand(n, self.horizon), last], 1)
+        last = batch["next_value"].squeeze(-1) * ~terminated if self.bootstrap else torch.zeros_like(reward)
+        value = self._values(reward, done, last)
+        total = after["episode_return"].squeeze(-1).gather(1, end.clamp(max=steps - 1))
+        total = torch.cat([total[:, :1].expand(n, self.horizon), total], 1)
         chosen = torch.cat([carried, inside], 1)
         entries = cast(TensorDict, torch.cat([self._pending, window], 1)[chosen])  # type: ignore[list-item]
-        entries["value"] = (last * self.gamma**distance)[chosen]
-        entries["episode_return"] = last[chosen]
+        del entries["reward"]
+        entries["value"], entries["episode_return"] = value[chosen], total[chosen]
         self._keep(window, batch["step_count"].squeeze(-1), inside, done)
         return entries
+
+    def _values(self, reward: Tensor, done: Tensor, last: Tensor) -> Tensor:
+        """Discounted rewards `[num_envs, horizon + time]` up to the first end; meaningless where there is none."""
+        assert self._pending is not None
+        values, following = [], torch.zeros_like(reward[:, 0])
+        for t in range(reward.shape[1] - 1, -1, -1):
+            following = reward[:, t] + self.gamma * torch.where(done[:, t], last[:, t], following)
+            values.append(following)
+        pending, longest = self._pending["reward"], int(self._lengths.max())
+        early = torch.zeros_like(pending)
+        for k in range(longest - 1, -1, -1):
+            # Environments whose pending episode is shorter wait for their own last step.
+            following = torch.where(k < self._lengths, pending[:, k] + self.gamma * following, following)
+            early[:, k] = following
+        return torch.cat([early, torch.stack(values[::-1], 1)], 1)
 
     def _keep(self, window: TensorDict, count: Tensor, inside: Tensor, done: Tensor) -> None:
         assert self._pending is not None
@@ -62,15 +84,14 @@ class EpisodeRecorder:
         self._pending[rows, count[rows, times]] = window[rows, times]
         self._lengths = torch.where(done[:, -1], 0, count[:, -1] + 1)
 
-    def state_dict(self) -> dict[str, object]:
-        """Unfinished episodes."""
+    def save_state(self) -> dict[str, Any]:
+        """Unfinished episodes, as plain tensors."""
         if self._pending is None:
             return {}
         return {"pending": self._pending.clone().to_dict(), "lengths": self._lengths.clone()}
 
-    def load_state_dict(self, state: dict[str, object], device: torch.device | None = None) -> None:
-        """Continue from `state_dict`."""
+    def load_state(self, state: dict[str, Any], device: torch.device | None = None) -> None:
+        """Continue from `save_state`."""
         if state:
-            assert isinstance(state["lengths"], Tensor)
             self._lengths = state["lengths"].to(device)
             self._pending = TensorDict(state["pending"], batch_size=[len(self._lengths), self.horizon]).to(device)

@@ -1,8 +1,33 @@
 """Tensordict modules: the parts of an agent that a recipe names."""
 
-from lightning_hyper.modules.agent import MetaAgent
-from lightning_hyper.modules.context import ContextSource, OracleContext, RecurrentContext
-from lightning_hyper.modules.normalization import ReturnScale, RunningNorm
+from lightning_hyper.modules.actor_critic import ActorCritic
+from lightning_hyper.modules.context import (
+    ConstantContext,
+    Contexts,
+    ContextSource,
+    JoinedContext,
+    OneHotContext,
+    RecurrentContext,
+    TaskContext,
+    TextContext,
+)
+from lightning_hyper.modules.normalization import NoNorm, ReturnScale, RunningNorm
+from lightning_hyper.modules.observation import ObservationEncoder
 from lightning_hyper.modules.spaces import Spaces
 
-__all__ = ["ContextSource", "MetaAgent", "OracleContext", "RecurrentContext", "ReturnScale", "RunningNorm", "Spaces"]
+__all__ = [
+    "ActorCritic",
+    "ConstantContext",
+    "ContextSource",
+    "Contexts",
+    "JoinedContext",
+    "NoNorm",
+    "ObservationEncoder",
+    "OneHotContext",
+    "RecurrentContext",
+    "ReturnScale",
+    "RunningNorm",
+    "Spaces",
+    "TaskContext",
+    "TextContext",
+]

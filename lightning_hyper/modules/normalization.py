@@ -65,24 +65,33 @@ class RunningNorm(_Moments):
         return (x - self.mean.to(x.dtype)) * scale
 
 
+class NoNorm(nn.Module):
+    """Leaves features as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def update(self, x: Tensor) -> None:
+        """There is nothing to take in."""
+
+
 class ReturnScale(_Moments):
     """Divide rewards by the running standard deviation of the discounted return, then clip.
 
     Args:
-        gamma: discount of the return.
-        carry: carry the running return from batch to batch; else it restarts with each, as with every episode's end.
+        gamma: discount of the return, which runs on from batch to batch and restarts where an episode ends.
         clip: largest absolute reward that comes out.
 
     Source: the reward normalisation of the PPO reference code (`VecNormalize`); arXiv 2309.14970's code uses it.
     """
 
-    def __init__(self, gamma: float, *, carry: bool = False, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+    def __init__(self, gamma: float, *, clip: float = 10.0, epsilon: float = 1e-8) -> None:
         super().__init__(1)
-        self.gamma, self.carry, self.clip, self.epsilon = gamma, carry, clip, epsilon
+        self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self._running: Tensor | None = None
 
     @torch.no_grad()
-    def observe(self, reward: Tensor, done: Tensor) -> None:
+    def take_in(self, reward: Tensor, done: Tensor) -> None:
         """Take in the rewards `[num_envs, time, 1]` of a batch."""
         running = torch.zeros_like(reward[:, 0]) if self._running is None else self._running.to(reward.device)
         returns = []
@@ -91,7 +100,7 @@ class ReturnScale(_Moments):
             returns.append(running)
             running = running * ~done[:, t]
         self.update(torch.stack(returns, 1))
-        self._running = running if self.carry else None
+        self._running = running
 
     def scaled(self, reward: Tensor) -> Tensor:
         """Rewards of any shape, scaled by what has been seen so far."""
@@ -100,11 +109,13 @@ class ReturnScale(_Moments):
 
     def forward(self, reward: Tensor, done: Tensor) -> Tensor:
         """Take in the rewards `[num_envs, time, 1]` of a batch and give them back scaled."""
-        self.observe(reward, done)
+        self.take_in(reward, done)
         return self.scaled(reward)
 
-    def get_extra_state(self) -> Tensor:
-        return torch.zeros(0) if self._running is None else self._running
+    def save_state(self) -> dict[str, Tensor]:
+        """The running return of this rank's environments, which the statistics leave out."""
+        return {} if self._running is None else {"running": self._running}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self._running = state if len(state) else None
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `save_state`."""
+        self._running = state.get("running")

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hyper.memory import EpisodicMemory
-from lightning_hyper.modules.agent import ConditionalFactory
-from lightning_hyper.modules.task import DECIDE, RETRIEVE
-from lightning_hyper.modules.task_agent import TaskAgent
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.modules.actor_critic import ConditionalFactory
 
 CHUNK = 4096  # observations encoded at a time where no gradient is kept
 
@@ -39,11 +37,11 @@ class Recall:
 
 
 class Retriever(nn.Module, ABC):
-    """Compares observations with those in a memory, each projected for its own task, and mixes the memory's values.
+    """Compares queries with keys, and mixes the values of a memory's entries.
 
     Args:
         features: features of the encoder.
-        context_features: features of a task's context.
+        context_features: features of the context.
         projection: makes the conditional network of queries and keys; null for the decision layer's in
             `AttentionRetriever`, for none in others.
         subset: entries drawn anew for each call, without replacement; null for all.
@@ -52,7 +50,7 @@ class Retriever(nn.Module, ABC):
             gradients: for large memories. Null encodes at every call, with gradients (the paper).
 
     Raises:
-        ValueError: an option out of range.
+        RecipeError: an option out of range.
     """
 
     shares_decision = False
@@ -70,14 +68,9 @@ class Retriever(nn.Module, ABC):
         super().__init__()
         for key, value in (("subset", subset), ("refresh", refresh)):
             if value is not None and value < 1:
-                raise ValueError(f"model.retriever.{key} is {value}; it must be at least 1, or null")
-        if tasks not in ("all", "own"):
-            raise ValueError(f"model.retriever.tasks is {tasks!r}; it must be 'all' or 'own'")
+                raise RecipeError(f"model.retriever.{key} is {value}; it must be at least 1, or null")
         self.projection = projection(features, context_features, features) if projection is not None else None
         self.subset, self.tasks, self.refresh = subset, tasks, refresh
-        self.keys = torch.zeros(0, features)  # of each place in the memory, where they are kept between calls
-        self.encoded = torch.zeros(0, dtype=torch.int64)  # the memory's stamps when they were
-        self.calls = 0
 
     @abstractmethod
     def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
@@ -89,80 +82,55 @@ class Retriever(nn.Module, ABC):
             allowed: which entries each row may attend to, `[B, K]`; None for all.
         """
 
-    def forward(
-        self,
-        agent: TaskAgent,
-        observation: Tensor,
-        task: Tensor,
-        mission: Tensor,
-        memory: EpisodicMemory,
-        *,
-        places: Tensor | None = None,
-    ) -> tuple[Tensor, Recall | None]:
-        """The decision layer's features `[B, features]`, and what the memory says; None while it is empty.
+    def recall(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, places: Tensor) -> Recall:
+        """What entries with keys `[K, features]` and values `[K]` at `places` say to queries `[B, features]`."""
+        known = query.new_ones(len(query), dtype=torch.bool) if allowed is None else allowed.any(1)
+        weights = self.weigh(query, key, allowed)
+        return Recall(weights @ value, weights.amax(1), known, weights, places)
 
-        Both come of one pass through the encoder, and where they share a network its weights are generated once.
+
+class KeyCache:
+    """Keys of a memory's entries that are kept between calls.
+
+    Args:
+        capacity: places of the memory.
+        features: features of a key.
+        refresh: calls after which all keys are made again; None keeps none.
+    """
+
+    def __init__(self, capacity: int, features: int, refresh: int | None) -> None:
+        self.refresh, self.calls = refresh, 0
+        self._keys = torch.zeros(capacity if refresh is not None else 0, features)
+        self._made = torch.zeros(len(self._keys), dtype=torch.int64)  # the memory's stamps when they were made
+
+    @torch.no_grad()
+    def keys(self, places: Tensor, stamps: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Keys `[K, features]` of the entries at `places`, made anew where they are due or their entry is new.
 
         Args:
-            agent: encodes and decides.
-            observation: `[B, ...]`.
-            task, mission: `[B]`.
-            memory: is read, and drawn from.
-            places: of the entries that are asked; a subset is drawn by default.
+            places: in the memory, `[K]`.
+            stamps: when each place of the memory was written.
+            make: keys of the entries at some places.
         """
-        places = memory.draw(self.subset) if places is None else places
-        if not len(places) or memory.entries is None:
-            return agent.decide(agent.encoder(observation), mission), None
-        n, asked = len(mission), mission
-        held = memory.entries[places.to(mission.device)]
-        if self.refresh is None:
-            observation = torch.cat([observation, held["observation"]])
-            asked = torch.cat([mission, held["mission"]])
-        features = agent.encoder(observation)
-        if self.projection is None and self.shares_decision and agent.decision is not None:
-            roles = torch.cat([torch.full_like(mission, DECIDE), torch.full_like(asked, RETRIEVE)])
-            rows, missions = torch.cat([features[:n], features]), torch.cat([mission, asked])
-            both = agent.conditioned(agent.decision, rows, missions, roles)
-            decided, projected = both[:n], both[n:]
-        else:
-            decided, projected = agent.decide(features[:n], mission), self._project(agent, features, asked)
-        query = projected[:n]
-        key = projected[n:] if self.refresh is None else self._kept(agent, memory, places)
-        allowed = task.unsqueeze(1) == held["task"] if self.tasks == "own" else None
-        known = torch.ones_like(task, dtype=torch.bool) if allowed is None else allowed.any(1)
-        weights = self.weigh(query, key, allowed)
-        return decided, Recall(weights @ held["value"], weights.amax(1), known, weights, places)
-
-    def _project(self, agent: TaskAgent, features: Tensor, mission: Tensor) -> Tensor:
-        network = agent.decision if self.projection is None and self.shares_decision else self.projection
-        if network is None:
-            return features
-        return agent.conditioned(network, features, mission, torch.full_like(mission, RETRIEVE))
-
-    def _kept(self, agent: TaskAgent, memory: EpisodicMemory, places: Tensor) -> Tensor:
         assert self.refresh is not None
-        assert memory.entries is not None
-        if not len(self.keys):
-            self.keys = torch.zeros(memory.capacity, self.keys.shape[1], device=memory.entries["value"].device)
-            self.encoded = torch.zeros(memory.capacity, dtype=torch.int64)
         if self.calls % self.refresh == 0:
-            self.encoded.zero_()
+            self._made.zero_()
         self.calls += 1
-        stale = places[self.encoded[places] != memory.stamps[places]]
-        with torch.no_grad():
-            for part in stale.to(self.keys.device).split(CHUNK) if len(stale) else ():
-                held = memory.entries[part]
-                self.keys[part] = self._project(agent, agent.encoder(held["observation"]), held["mission"])
-        self.encoded[stale] = memory.stamps[stale]
-        return self.keys[places.to(self.keys.device)]
+        stale = places[self._made[places] != stamps[places]]
+        for some in stale.split(CHUNK) if len(stale) else ():
+            made = make(some)
+            self._keys = self._keys.to(made.device)
+            self._keys[some.to(made.device)] = made
+        self._made[stale] = stamps[stale]
+        return self._keys[places.to(self._keys.device)]
 
-    def kept_keys(self) -> dict[str, Any]:
-        """What is kept from call to call, for exact continuation."""
-        return {"keys": self.keys.clone(), "encoded": self.encoded.clone(), "calls": self.calls}
+    def save_state(self) -> dict[str, Any]:
+        """Everything, as plain tensors."""
+        return {"keys": self._keys.clone(), "made": self._made.clone(), "calls": self.calls}
 
-    def restore_keys(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Continue from `kept_keys`."""
-        self.keys, self.encoded, self.calls = state["keys"].to(device), state["encoded"], state["calls"]
+    def load_state(self, state: dict[str, Any], device: torch.device | None = None) -> None:
+        """Continue from `save_state`."""
+        self._keys, self._made, self.calls = state["keys"].to(device), state["made"].clone(), state["calls"]
 
 
 class AttentionRetriever(Retriever):
@@ -185,7 +153,7 @@ class AttentionRetriever(Retriever):
     ) -> None:
         super().__init__(features, context_features, **options)
         if heads < 1 or features % heads:
-            raise ValueError(f"model.retriever.heads is {heads}; it must divide the encoder's {features} features")
+            raise RecipeError(f"model.retriever.heads is {heads}; it must divide the encoder's {features} features")
         self.heads, self.scale = heads, (features / heads) ** -0.5 if scaled else 1.0
 
     def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
@@ -222,9 +190,7 @@ class NearestRetriever(Retriever):
     ) -> None:
         super().__init__(features, context_features, **options)
         if k < 1:
-            raise ValueError(f"model.retriever.k is {k}; it must be at least 1")
-        if kernel not in ("cosine", "inverse_distance"):
-            raise ValueError(f"model.retriever.kernel is {kernel!r}; it must be 'cosine' or 'inverse_distance'")
+            raise RecipeError(f"model.retriever.k is {k}; it must be at least 1")
         self.k, self.kernel = k, kernel
 
     def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,42 +10,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical
-from torchrl.envs import EnvBase
+
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs import BatchedEnv
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """Sizes of an environment: features of observation and task, and the action space.
+    """Sizes of an environment, read from its specs alone.
 
     Attributes:
-        observation: features of `observation`, all of an image's.
-        task: features of `task`, or how many tasks there are where it is an index; 0 where there is none.
-        actions: number of discrete actions, or dimensions of a continuous one.
+        observation: shape of one observation, a vector or an image.
+        actions: number of discrete actions, or dimensions of a real one.
         discrete: whether actions are an index.
-        low, high: bounds of each dimension of a continuous action; empty where it has none.
-        image: shape of an observation that is no vector; empty where it is one.
+        low, high: bounds of each dimension of a real action; empty where it has none.
+        horizon: frames from a reset to `done` at the latest.
+        trials: whether the environment steps trials, and so shows where their episodes end.
+        task: features of `task` where it is a vector; 0 where it is not.
         tasks: name of each task where `task` is an index.
         missions: for each task the texts that its episodes are about; `mission` counts through all of them in order.
+        raw: plain description of the spaces that the environment itself has, for an agent outside of training.
     """
 
-    observation: int
-    task: int
+    observation: tuple[int, ...]
     actions: int
     discrete: bool
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    image: tuple[int, ...] = ()
+    horizon: int = 1_000
+    trials: bool = False
+    task: int = 0
     tasks: tuple[str, ...] = ()
     missions: tuple[tuple[str, ...], ...] = ()
+    raw: Any = None
 
     @classmethod
-    def of(cls, env: EnvBase) -> Spaces:
+    def of(cls, env: BatchedEnv) -> Spaces:
         """Read them from the specs of a batched environment.
 
         Raises:
-            ValueError: the action is neither an index (`Categorical` spec) nor one real vector.
+            RecipeError: the action is neither an index (`Categorical` spec) nor one real vector.
         """
-        action = env.action_spec
+        action, shown = env.action_spec, env.observation_spec
         bounds: dict[str, tuple[float, ...]] = {}
         if isinstance(action, Categorical):
             actions, discrete = int(action.space.n), True
@@ -54,22 +61,36 @@ class Spaces:
                 ends = {"low": action.space.low, "high": action.space.high}
                 bounds = {key: tuple(end.reshape(-1, actions)[0].tolist()) for key, end in ends.items()}
         else:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env: {type(env).__name__} has action spec {action}; it must be Categorical (an index) or a "
                 "real vector"
             )
-        task = env.observation_spec["task"] if "task" in env.observation_spec.keys() else None  # noqa: SIM118
-        shape = env.observation_spec["observation"].shape[len(env.batch_size) :]
+        keys = shown.keys()
+        task = shown["task"] if "task" in keys else None
+        indexed = isinstance(task, Categorical)
+        names = tuple(getattr(env, "tasks", ()) or (f"task {k + 1}" for k in range(int(task.space.n)))) if indexed else ()
         return cls(
-            observation=shape.numel(),
-            task=0 if task is None else int(task.space.n) if isinstance(task, Categorical) else task.shape[-1],
+            observation=tuple(shown["observation"].shape[len(env.batch_size) :]),
             actions=actions,
             discrete=discrete,
-            image=tuple(shape) if len(shape) > 1 else (),
-            tasks=tuple(getattr(env, "tasks", ())),
-            missions=tuple(getattr(env, "missions", ())),
+            horizon=env.horizon,
+            trials="episode_done" in keys,
+            task=0 if task is None or indexed else task.shape[-1],
+            tasks=names,
+            missions=tuple(tuple(texts) for texts in getattr(env, "missions", ())),
+            raw=env.raw,
             **bounds,
         )
+
+    @property
+    def features(self) -> int:
+        """Numbers in one observation."""
+        return math.prod(self.observation)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an observation is an image rather than a vector."""
+        return len(self.observation) > 1
 
     def action_features(self, action: Tensor) -> Tensor:
         """Action as real features `[..., actions]`: one-hot where it is an index."""
@@ -77,3 +98,8 @@ class Spaces:
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def fits(self, other: Spaces) -> bool:
+        """Whether networks made for one serve the other: all but the horizon and the raw spaces are equal."""
+        mine, theirs = self.asdict(), other.asdict()
+        return all(mine[key] == theirs[key] for key in mine if key not in ("horizon", "raw"))

@@ -35,14 +35,14 @@ def embed_missions(missions: Sequence[str], encoder: str) -> Tensor:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ValueError(
-            f"model.task.encoder: no embedding of the mission {missing!r} by {encoder!r} comes with the package; "
+            f"model.context.encoder: no embedding of the mission {missing!r} by {encoder!r} comes with the package; "
             "install lightning-hyper[text] to make it"
         ) from error
     try:
         model = SentenceTransformer(encoder, device="cpu")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model.task.encoder is {encoder!r}, which is neither a folder with a sentence-transformers model nor the "
+            f"model.context.encoder is {encoder!r}, which is neither a folder with a sentence-transformers model nor the "
             f"name of one that can be fetched ({str(error).splitlines()[0]})"
         ) from error
     return torch.as_tensor(model.encode(list(missions), normalize_embeddings=True)).float()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from lightning_hyper.checks import one_of
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
@@ -11,14 +13,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "identity": nn.Identity,
 }
+# How much larger the weights before it must be for the scale of its output to stay; ELU and GELU count as rectifiers.
+GAINS = {"tanh": 5 / 3, "relu": 2**0.5, "elu": 2**0.5, "gelu": 2**0.5, "identity": 1.0}
 
 
 def activation(name: str) -> nn.Module:
     """A new activation module.
 
     Raises:
-        ValueError: the name is unknown.
+        RecipeError: the name is unknown.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation is {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    one_of("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()

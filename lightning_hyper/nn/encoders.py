@@ -1,66 +1,55 @@
-"""Plain networks of a vector or of a grid of codes."""
+"""Encoders of an observation: of a vector, of a grid of codes, of an image.
+
+All share one constructor, `(shape, *, ...)` with the shape of one observation, and one call,
+`forward([*B, *shape]) -> [*B, out_features]`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_hyper.nn.trunks import dense_layers, plain_linear
+from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.nn.trunks import dense_layers
 
 
 class VectorEncoder(nn.Module):
-    """Linear layers with an activation after each: `forward([*B, in]) -> [*B, out_features]`.
+    """Linear layers with an activation after each: `forward([*B, features]) -> [*B, out_features]`.
 
     Args:
-        in_features: features of the vector.
-        widths: width of each layer.
+        shape: shape `(features,)` of the vector, or their number.
+        widths: width of each layer; none to give the vector as it is.
         activation: name of the activation.
         init: base scheme of the layers.
-    """
+        gain: gain of the layers; null for 1 with `default`, and otherwise for that of the activation.
 
-    def __init__(
-        self, in_features: int, *, widths: Sequence[int] = (32,), activation: str = "tanh", init: str = "default"
-    ) -> None:
-        super().__init__()
-        self.layers, self.out_features = dense_layers(in_features, widths, activation, init)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y
-
-
-class MLP(nn.Module):
-    """Linear layers with an activation between them: `forward([*B, in]) -> [*B, out]`.
-
-    Args:
-        in_features: features of the vector.
-        out_features: features of the output.
-        hidden: width of each hidden layer; none for a linear layer alone.
-        activation: name of the activation.
-        init: base scheme of the layers.
+    Raises:
+        RecipeError: a shape that is no vector's, a width that is not positive, an unknown activation or scheme.
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        shape: int | Sequence[int],
         *,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
+        widths: Sequence[int] = (32,),
+        activation: str = "tanh",
         init: str = "default",
+        gain: float | None = None,
     ) -> None:
         super().__init__()
-        self.body: nn.Module = nn.Identity()
-        if hidden:
-            self.body, in_features = dense_layers(in_features, hidden, activation, init)
-        self.head = plain_linear(in_features, out_features, init)
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        if len(sizes) != 1:
+            raise RecipeError(
+                f"model.encoder: observations are {sizes}; VectorEncoder takes vectors, GridEncoder grids of "
+                "codes, ConvEncoder images"
+            )
+        self.layers, self.out_features = dense_layers(sizes[0], widths, activation, init, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.body(x))
+        y: Tensor = self.layers(x)
         return y
 
 
@@ -68,46 +57,31 @@ class GridEncoder(nn.Module):
     """Three 2x2 convolutions with a pooling after the first, for a small grid of integer codes, as MiniGrid's view.
 
     `forward([*B, width, height, codes]) -> [*B, out_features]`; a 7x7 view gives as many features as the last
-    convolution has channels.
+    convolution has channels. A convolution sees the codes of a cell as numbers.
 
     Args:
         shape: width, height and codes of a cell.
         channels: channels of the three convolutions.
-        codes: what a convolution sees of a cell: its codes as `numbers`, as in the paper; or `planes`, one for each
-            value of each code.
-        values: how many values each code has; for `planes`.
 
     Raises:
-        ValueError: a grid under 5x5, or an option out of range.
+        RecipeError: a grid under 5x5, or channels that are not three positive numbers.
 
     Source: arXiv 2306.10698's code, after Willems' rl-starter-files.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        channels: Sequence[int] = (16, 32, 64),
-        codes: Literal["numbers", "planes"] = "numbers",
-        values: Sequence[int] = (11, 6, 3),
-    ) -> None:
+    def __init__(self, shape: Sequence[int], *, channels: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[:2]) < 5:
-            raise ValueError(
-                f"encoder: observations are {tuple(shape)}; GridEncoder takes grids (width, height, codes) of at least "
-                "5x5 cells, such as MiniGrid's"
+            raise RecipeError(
+                f"model.encoder: observations are {tuple(shape)}; GridEncoder takes grids (width, height, codes) of at "
+                "least 5x5 cells, such as MiniGrid's"
             )
-        if codes not in ("numbers", "planes"):
-            raise ValueError(f"encoder.codes is {codes!r}; it must be 'numbers' or 'planes'")
-        if codes == "planes" and len(values) != shape[2]:
-            raise ValueError(f"encoder.values is {list(values)}; it needs one number for each of {shape[2]} codes")
         if len(channels) != 3 or min(channels) < 1:
-            raise ValueError(f"encoder.channels is {list(channels)}; it must be three positive numbers")
-        self.shape, self.codes, self.values = tuple(shape), codes, tuple(values)
-        planes = sum(values) if codes == "planes" else shape[2]
+            raise RecipeError(f"model.encoder.channels is {list(channels)}; it must be three positive numbers")
+        self.shape = tuple(shape)
         first, second, third = channels
         self.layers = nn.Sequential(
-            nn.Conv2d(planes, first, 2),
+            nn.Conv2d(shape[2], first, 2),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(first, second, 2),
@@ -119,10 +93,49 @@ class GridEncoder(nn.Module):
         self.out_features = third * width * height
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = x.shape[:-3]
-        cells = x.reshape(-1, *self.shape)
-        if self.codes == "planes":
-            parts = [F.one_hot(cells[..., k].long(), size) for k, size in enumerate(self.values)]
-            cells = torch.cat(parts, -1)
-        y: Tensor = self.layers(cells.movedim(-1, 1).float())
-        return y.reshape(*lead, self.out_features)
+        cells = x.reshape(-1, *self.shape).movedim(-1, 1).float()
+        y: Tensor = self.layers(cells)
+        return y.reshape(*x.shape[:-3], self.out_features)
+
+
+class ConvEncoder(nn.Module):
+    """The convolutions of DQN on an image: 32 of 8x8 by 4, 64 of 4x4 by 2, 64 of 3x3 by 1, and a dense layer; ReLU.
+
+    `forward([*B, *shape]) -> [*B, out_features]`. Bytes (uint8) are divided by 255; other numbers are left as they are.
+
+    Args:
+        shape: shape of an image, height x width x channels where the last is 1, 3 or 4, else channels x height x width.
+        features: width of the dense layer.
+
+    Raises:
+        RecipeError: a shape that is no image's, or an image under 36x36.
+
+    Source: Mnih et al. 2015 (their 84x84 images give 3,136 numbers to the dense layer).
+    """
+
+    def __init__(self, shape: Sequence[int], *, features: int = 512) -> None:
+        super().__init__()
+        positive("model.encoder.features", features)
+        self.shape, self.out_features = tuple(shape), features
+        self.channels_last = self.shape[-1:] in ((1,), (3,), (4,))
+        sides = shape[:2] if self.channels_last else shape[1:]
+        if len(shape) != 3 or min(sides) < 36:
+            raise RecipeError(
+                f"model.encoder: observations are {tuple(shape)}; ConvEncoder takes images of at least 36x36, height x "
+                "width x channels or channels x height x width"
+            )
+        channels = (shape[-1] if self.channels_last else shape[0], 32, 64, 64)
+        layers: list[nn.Module] = []
+        for (inputs, outputs), size, stride in zip(pairwise(channels), (8, 4, 3), (4, 2, 1), strict=True):
+            layers += [nn.Conv2d(inputs, outputs, size, stride), nn.ReLU()]
+            sides = [(side - size) // stride + 1 for side in sides]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(channels[-1] * sides[0] * sides[1], features), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.reshape(-1, *self.shape)
+        if self.channels_last:
+            image = image.movedim(-1, 1)
+        y: Tensor = self.layers(image / 255 if image.dtype == torch.uint8 else image)
+        return y.reshape(*x.shape[:-3], self.out_features)

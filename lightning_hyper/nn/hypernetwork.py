@@ -7,8 +7,9 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_hyper.checks import one_of
+
 Contraction = Literal["auto", "materialise", "outer", "inner"]
-CONTRACTIONS = ("auto", "materialise", "outer", "inner")
 
 
 class GeneratedLinear(nn.Module):
@@ -26,6 +27,9 @@ class GeneratedLinear(nn.Module):
         gain: generate a gain, which multiplies before the bias is added (Sarafian et al. 2021, Eq. 1).
         contraction: order of the computation.
 
+    Raises:
+        RecipeError: an unknown order.
+
     Source: the linear heads of arXiv 2309.14970 and 2106.06842; the orders are ours.
     """
 
@@ -39,8 +43,7 @@ class GeneratedLinear(nn.Module):
         contraction: Contraction = "auto",
     ) -> None:
         super().__init__()
-        if contraction not in CONTRACTIONS:
-            raise ValueError(f"contraction is {contraction!r}; choose one of {', '.join(CONTRACTIONS)}")
+        one_of("contraction", contraction, Contraction)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Linear(z_features, out_features * in_features)
         self.bias = nn.Linear(z_features, out_features)
@@ -75,15 +78,22 @@ class GeneratedLinear(nn.Module):
     def _per_row(self, z: Tensor, x: Tensor) -> Tensor:
         head = self.weight
         if self.contraction == "materialise":
-            weight = head(z).unflatten(-1, (self.out_features, self.in_features))
-            return cast(Tensor, (weight @ x.unsqueeze(-1)).squeeze(-1))
+            return _times(head(z).unflatten(-1, (self.out_features, self.in_features)), x)
         always = F.linear(x, head.bias.view(self.out_features, self.in_features))
         if self.contraction == "outer":
             outer = (x.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)
             return always + F.linear(outer, head.weight.view(self.out_features, -1))
         by_input = head.weight.view(self.out_features, self.in_features, -1).transpose(1, 2).flatten(0, 1)
         inner = F.linear(x, by_input).unflatten(-1, (self.out_features, -1))
-        return always + cast(Tensor, (inner @ z.unsqueeze(-1)).squeeze(-1))
+        return always + _times(inner, z)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Each row's matrix `[*C, a, b]` times its vector `[*C, b]`."""
+    if vector.device.type == "cpu":
+        # The gradient of a matrix is then an outer product, which many small products of matrices make twice as slowly.
+        return (matrix * vector.unsqueeze(-2)).sum(-1)
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _spread(value: Tensor, shared: int) -> Tensor:

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_hyper.checks import one_of
+from lightning_hyper.nn.activations import GAINS
+
 # --- Base schemes ---------------------------------------------------------------------------------------------------
+
+
+def default(weight: Tensor, bias: Tensor, gain: float) -> None:
+    """U(+-gain / sqrt(in)) for weight and bias, which at gain 1 is how `nn.Linear` begins."""
+    bound = gain / math.sqrt(weight.shape[1])
+    weight.uniform_(-bound, bound)
+    bias.uniform_(-bound, bound)
 
 
 def normc(weight: Tensor, bias: Tensor, gain: float) -> None:
@@ -30,8 +40,8 @@ def orthogonal(weight: Tensor, bias: Tensor, gain: float) -> None:
 
 
 def kaiming(weight: Tensor, bias: Tensor, gain: float) -> None:
-    """U(+-gain sqrt(6 / in)), of variance 2 gain^2 / in; bias 0 (He et al. 2015)."""
-    weight.uniform_(-1, 1).mul_(gain * math.sqrt(6 / weight.shape[1]))
+    """U(+-gain sqrt(3 / in)), of variance gain^2 / in; bias 0 (He et al. 2015, whose gain is sqrt(2), for ReLU)."""
+    weight.uniform_(-1, 1).mul_(gain * math.sqrt(3 / weight.shape[1]))
     bias.zero_()
 
 
@@ -41,20 +51,13 @@ def xavier(weight: Tensor, bias: Tensor, gain: float) -> None:
     bias.zero_()
 
 
-def default(weight: Tensor, bias: Tensor, gain: float) -> None:
-    """U(+-gain / sqrt(in)) for weight and bias, which at gain 1 is how `nn.Linear` begins."""
-    bound = gain / math.sqrt(weight.shape[1])
-    weight.uniform_(-bound, bound)
-    bias.uniform_(-bound, bound)
-
-
 Base = Callable[[Tensor, Tensor, float], None]
 BASE: dict[str, Base] = {
+    "default": default,
     "normc": normc,
     "orthogonal": orthogonal,
     "kaiming": kaiming,
     "xavier": xavier,
-    "default": default,
 }
 
 
@@ -62,11 +65,15 @@ def base_scheme(name: str) -> Base:
     """A base scheme by name.
 
     Raises:
-        ValueError: the name is unknown.
+        RecipeError: the name is unknown.
     """
-    if name not in BASE:
-        raise ValueError(f"initialisation {name!r} is unknown; choose one of {', '.join(BASE)}")
+    one_of("initialisation", name, BASE)
     return BASE[name]
+
+
+def own_gain(scheme: str, activation: str) -> float:
+    """Gain of a layer where a recipe names none: that of the activation after it, but 1 for PyTorch's own scheme."""
+    return 1.0 if scheme == "default" else GAINS[activation]
 
 
 # --- Hypernetwork schemes -------------------------------------------------------------------------------------------
@@ -81,7 +88,7 @@ class Layer:
         in_features, out_features: sizes of the generated layer.
         is_output: whether it is the last one of its network.
         base: draws a plain layer's weight `[out, in]` and bias `[out]`.
-        activation_factor: what makes up for the variance lost in the activation after the layer: 2 for a ReLU, else 1.
+        scale: gain of the layer under a scheme without a base: that of the activation after it, or of the output.
     """
 
     weight: nn.Linear
@@ -91,7 +98,7 @@ class Layer:
     out_features: int
     is_output: bool
     base: Callable[[Tensor, Tensor], None]
-    activation_factor: float = 1.0
+    scale: float = 1.0
 
     @property
     def z(self) -> int:
@@ -137,10 +144,11 @@ def both_hyperinit(layer: Layer) -> None:
 def hyperfan_in(layer: Layer) -> None:
     """Hyperfan-in (Chang et al. 2020): generated layers keep the variance of activations, for z of unit variance.
 
-    The variance of the output is shared by W x and b: head weights of W are uniform with variance g / (2 z in), those
-    of b with variance g / (2 z), where g is 2 before a ReLU and 1 otherwise; head biases 0.
+    The variance of the output is shared by W x and b: head weights of W are uniform with variance g^2 / (2 z in),
+    those of b with variance g^2 / (2 z); head biases 0. g is the layer's gain, as in the recurrent paper's code: that
+    of the activation, or `out_gain`. Chang et al. have sqrt(2) before a ReLU and 1 otherwise.
     """
-    variance = layer.activation_factor / (2 * layer.z)
+    variance = layer.scale**2 / (2 * layer.z)
     for head, share in ((layer.weight, variance / layer.in_features), (layer.bias, variance)):
         head.weight.uniform_(-1, 1).mul_(math.sqrt(3 * share))
         head.bias.zero_()
@@ -162,16 +170,15 @@ def sarafian(layer: Layer) -> None:
 def _plain_heads(base: Base) -> Callable[[Layer], None]:
     def scheme(layer: Layer) -> None:
         for head in (layer.weight, layer.bias):
-            base(head.weight, head.bias, 1.0)
+            base(head.weight, head.bias, layer.scale)
 
-    scheme.__doc__ = f"Heads begin as any linear layer would, by `{base.__name__}`: what HyperInit improves on."
+    scheme.__doc__ = f"Heads begin as any linear layer would, by `{base.__name__}` with the generated layer's gain."
     return scheme
 
 
+HYPERINIT = {"bias_hyperinit": bias_hyperinit, "weight_hyperinit": weight_hyperinit, "both_hyperinit": both_hyperinit}
 HYPER: dict[str, Callable[[Layer], None]] = {
-    "bias_hyperinit": bias_hyperinit,
-    "weight_hyperinit": weight_hyperinit,
-    "both_hyperinit": both_hyperinit,
+    **HYPERINIT,
     "hyperfan_in": hyperfan_in,
     "sarafian": sarafian,
     **{name: _plain_heads(scheme) for name, scheme in BASE.items()},
@@ -185,10 +192,9 @@ def initialize(name: str, layer: Layer) -> None:
     Heads of the gain start at zero (a gain of one) unless the scheme says otherwise.
 
     Raises:
-        ValueError: the name is unknown.
+        RecipeError: the name is unknown.
     """
-    if name not in HYPER:
-        raise ValueError(f"init is {name!r}; choose one of {', '.join(HYPER)}")
+    one_of("init", name, HYPER)
     if layer.gain is not None:
         layer.gain.weight.zero_()
         layer.gain.bias.zero_()

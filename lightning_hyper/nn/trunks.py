@@ -9,8 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_hyper.checks import one_of, positive
 from lightning_hyper.nn.activations import activation as make_activation
-from lightning_hyper.nn.init import base_scheme
+from lightning_hyper.nn.init import base_scheme, own_gain
+
+Scale = Literal["td3", "sac"]
 
 
 class Trunk(nn.Module):
@@ -27,13 +30,20 @@ class MLPTrunk(Trunk):
         widths: width of each layer; (25,) is the embedding of the recurrent paper.
         activation: name of the activation.
         init: base scheme of the layers.
+        gain: gain of the layers; null for 1 with `default`, and otherwise for that of the activation.
     """
 
     def __init__(
-        self, in_features: int, *, widths: Sequence[int] = (25,), activation: str = "tanh", init: str = "default"
+        self,
+        in_features: int,
+        *,
+        widths: Sequence[int] = (25,),
+        activation: str = "tanh",
+        init: str = "default",
+        gain: float | None = None,
     ) -> None:
         super().__init__()
-        self.layers, self.out_features = dense_layers(in_features, widths, activation, init)
+        self.layers, self.out_features = dense_layers(in_features, widths, activation, init, gain)
 
     def forward(self, context: Tensor) -> Tensor:
         z: Tensor = self.layers(context)
@@ -61,13 +71,11 @@ class ResidualTrunk(Trunk):
         widths: Sequence[int] = (256, 512, 1024),
         blocks: int = 2,
         features: int | None = None,
-        scale: Literal["td3", "sac"] = "td3",
+        scale: Scale = "td3",
     ) -> None:
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"trunk.widths is {list(widths)}; it must be one or more positive widths")
-        if scale not in ("td3", "sac"):
-            raise ValueError(f"trunk.scale is {scale!r}; it must be 'td3' or 'sac'")
+        positive("trunk.widths", widths)
+        one_of("trunk.scale", scale, Scale)
         stages: list[nn.Module] = []
         for width in widths:
             stages += [nn.Linear(in_features, width), *(_Residual(width) for _ in range(blocks))]
@@ -98,22 +106,24 @@ class _Residual(nn.Module):
         return x + inside
 
 
-def dense_layers(in_features: int, widths: Sequence[int], activation: str, init: str) -> tuple[nn.Sequential, int]:
+def dense_layers(
+    in_features: int, widths: Sequence[int], activation: str, init: str, gain: float | None
+) -> tuple[nn.Sequential, int]:
     """Linear layers with an activation after each, and the features that come out.
 
     Raises:
-        ValueError: no widths, or one that is not positive.
+        RecipeError: a width that is not positive, an unknown activation or scheme.
     """
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths is {list(widths)}; it must be one or more positive widths")
+    positive("widths", widths)
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [plain_linear(in_features, width, init), make_activation(activation)]
+        after = make_activation(activation)
+        layers += [plain_linear(in_features, width, init, own_gain(init, activation) if gain is None else gain), after]
         in_features = width
     return nn.Sequential(*layers), in_features
 
 
-def plain_linear(in_features: int, out_features: int, init: str = "default", gain: float = 1.0) -> nn.Linear:
+def plain_linear(in_features: int, out_features: int, init: str, gain: float) -> nn.Linear:
     """A linear layer begun by a base scheme."""
     layer = nn.Linear(in_features, out_features)
     with torch.no_grad():

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from lightning_hyper.checks import RecipeError
+
 
 class PPOLoss(nn.Module):
     """Clipped surrogate, clipped value loss and entropy bonus.
@@ -21,7 +23,7 @@ class PPOLoss(nn.Module):
         clip: half-width of the interval around 1 in which the probability ratio counts, and by which values may move.
         entropy: weight of the entropy bonus.
         value: weight of the value loss.
-        value_loss: `huber` as in the paper's code, or `mse`.
+        value_loss: half the squared error (`mse`), or half the Huber loss (`huber`) as in arXiv 2309.14970's code.
         clip_value: take the larger of the losses of the value and of the value clipped around the old one.
 
     Source: Schulman et al. 2017; value form of arXiv 2309.14970's code: 0.5 max(huber(V - R), huber(V_clip - R)).
@@ -31,17 +33,15 @@ class PPOLoss(nn.Module):
     def __init__(
         self,
         *,
-        clip: float = 0.05,
-        entropy: float = 0.1,
-        value: float = 0.5,
-        value_loss: Literal["huber", "mse"] = "huber",
-        clip_value: bool = True,
+        clip: float = 0.2,
+        entropy: float = 0.0,
+        value: float = 1.0,
+        value_loss: Literal["mse", "huber"] = "mse",
+        clip_value: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < clip < 1:
-            raise ValueError(f"loss.clip is {clip}; it must lie between 0 and 1")
-        if value_loss not in ("huber", "mse"):
-            raise ValueError(f"loss.value_loss is {value_loss!r}; it must be 'huber' or 'mse'")
+            raise RecipeError(f"model.loss.clip is {clip}; it must lie between 0 and 1")
         self.clip, self.entropy, self.value = clip, entropy, value
         self.value_loss, self.clip_value = value_loss, clip_value
 

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
+
 
 class Alpha(ABC):
     """A rule for alpha."""
@@ -64,7 +66,7 @@ class DecayingAlpha(Alpha):
     def __init__(self, *, begin: float = 1.0, power: float = 2.0) -> None:
         self.begin, self.power = _share("begin", begin), power
         if power <= 0:
-            raise ValueError(f"model.alpha.power is {power}; it must be positive")
+            raise RecipeError(f"model.alpha.power is {power}; it must be positive")
 
     def __call__(self, confidence: Tensor, progress: float) -> Tensor:
         return torch.full_like(confidence, self.begin * (1 - progress) ** self.power)
@@ -72,5 +74,5 @@ class DecayingAlpha(Alpha):
 
 def _share(key: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"model.alpha.{key} is {value}; it must lie in [0, 1]")
+        raise RecipeError(f"model.alpha.{key} is {value}; it must lie in [0, 1]")
     return value

@@ -17,12 +17,14 @@ from torch import distributed as dist
 
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
-
-BUFFER = "replay-"  # folder of a replay buffer, before the frame of its checkpoint
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.experience.base import rank_seed
+from lightning_hyper.folder import RunFolder
+from lightning_hyper.training.run import experience
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` at the end of every epoch, `best.ckpt`, and one to keep every so many frames.
+    """Writes `last.ckpt` after every evaluation and at a stop, `best.ckpt`, and one to keep every so many frames.
 
     They lie in `checkpoints/` under the trainer's `default_root_dir`. Each is written beside its name and then moved
     there, so that a file of that name is always whole. A replay buffer lies beside them in a folder
@@ -37,54 +39,64 @@ class Checkpoints(Checkpoint):
     def __init__(
         self, *, monitor: str = "eval/return", mode: Literal["max", "min"] = "max", every: int | None = None
     ) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"checkpoint.mode is {mode!r}; it must be 'max' or 'min'")
         if every is not None and every < 1:
-            raise ValueError(f"checkpoint.every is {every}; it must be at least 1 frame, or null")
+            raise RecipeError(f"checkpoint.every is {every}; it must be at least 1 frame, or null")
         self.monitor, self.mode, self.every = monitor, mode, every
         self.best: float | None = None
         self.kept = 0
+        self._written = -1  # frame of the newest checkpoint
         self._frames: dict[tuple[Path, int], int | None] = {}  # of each checkpoint file, by when it was written
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation_end(self, trainer: Trainer, pl_module: Algorithm, metrics: dict[str, float]) -> None:
+        folder = RunFolder(Path(trainer.default_root_dir))
+        copies = []
+        value = metrics.get(self.monitor)
+        if value is not None and value == value and self._is_best(value):
+            self.best = value
+            copies.append(folder.best)
+        self._write(trainer, pl_module, copies)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Algorithm)
-        names = []
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and self._is_best(float(value)):
-            self.best = float(value)
-            names.append("best.ckpt")
-        if self.every is not None and pl_module.clock.frames // self.every > self.kept:
-            self.kept = pl_module.clock.frames // self.every
-            names.append(f"frames={pl_module.clock.frames}.ckpt")
-        self._write(trainer, pl_module.clock.frames, names)
+        frames = pl_module.clock.frames
+        if self.every is not None and frames // self.every > self.kept:
+            self.kept = frames // self.every
+            self._write(trainer, pl_module, [RunFolder(Path(trainer.default_root_dir)).kept(frames)])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Algorithm)
+        if pl_module.clock.frames > self._written:
+            self._write(trainer, pl_module, [])
 
     def _is_best(self, value: float) -> bool:
         return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
 
-    def _write(self, trainer: Trainer, frames: int, copies: list[str]) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        last, partial = folder / "last.ckpt", folder / "last.ckpt.part"
+    def _write(self, trainer: Trainer, model: Algorithm, copies: list[Path]) -> None:
+        folder, frames = RunFolder(Path(trainer.default_root_dir)), model.clock.frames
+        last, partial = folder.last, folder.last.with_name("last.ckpt.part")
         try:
-            self._write_buffer(trainer, folder / f"{BUFFER}{frames}")
-            trainer.save_checkpoint(partial)
+            self._write_buffer(trainer, folder.replay(frames))
+            trainer.save_checkpoint(partial, weights_only=False)
             if trainer.is_global_zero:
                 os.replace(partial, last)
-                for name in copies:
+                for copy in copies:
                     shutil.copyfile(last, partial)
-                    os.replace(partial, folder / name)
-                for name in ("last.ckpt", *copies):
-                    self._frames[_version(folder / name)] = frames
+                    os.replace(partial, copy)
+                for path in (last, *copies):
+                    self._frames[_version(path)] = frames
                 self._drop_buffers(folder)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise OSError(f"root: cannot write a checkpoint in {folder} ({error}); earlier ones are whole") from error
+            raise OSError(
+                f"root: cannot write a checkpoint in {folder.checkpoints} ({error}); earlier ones are whole"
+            ) from error
+        self._written = frames
 
     @staticmethod
     def _write_buffer(trainer: Trainer, folder: Path) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         partial = folder.with_name(f"{folder.name}.part")
         try:
-            written = data.save_buffer(partial / f"rank-{trainer.global_rank}")
+            written = experience(trainer).save_buffer(partial / f"rank-{trainer.global_rank}")
             trainer.strategy.barrier("replay buffers are written")
             if written and trainer.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before its checkpoint
@@ -93,13 +105,13 @@ class Checkpoints(Checkpoint):
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _drop_buffers(self, folder: Path) -> None:
-        """Delete the replay buffers of a folder that go with none of the checkpoints there."""
-        if not (buffers := set(folder.glob(f"{BUFFER}*"))):
+    def _drop_buffers(self, folder: RunFolder) -> None:
+        """Delete the replay buffers of a run that go with none of its checkpoints."""
+        if not (buffers := set(folder.replays())):
             return
-        frames = {self._frames_of(path) for path in folder.glob("*.ckpt")}
+        frames = {self._frames_of(path) for path in folder.checkpoints.glob("*.ckpt")}
         if None not in frames:
-            for path in buffers - {folder / f"{BUFFER}{count}" for count in frames}:
+            for path in buffers - {folder.replay(count) for count in frames if count is not None}:
                 shutil.rmtree(path)
 
     def _frames_of(self, path: Path) -> int | None:
@@ -125,10 +137,7 @@ def _version(path: Path) -> tuple[Path, int]:
 
 
 class RunState(Callback):
-    """Puts into a checkpoint what Lightning leaves out: generators and collection of every rank, the logger's run id.
-
-    An epoch that a stop cut short is finished on continuing, where Lightning would begin another: evaluations come at
-    the frames where they would have come without the stop.
+    """Puts into a checkpoint what Lightning leaves out: generators, experience and algorithm of every rank.
 
     Args:
         facts: plain entries that go into every checkpoint besides (recipe, matrix-product path).
@@ -137,52 +146,48 @@ class RunState(Callback):
     def __init__(self, facts: dict[str, Any] | None = None) -> None:
         self.facts = facts or {}
         self._generators: dict[str, Any] | None = None
-        self._batches_of_epoch = 0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Algorithm)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        own = {"generators": _generators(), "collection": data.collection_state(), "algorithm": pl_module.rank_state()}
+        own = {
+            "generators": _generators(),
+            "experience": experience(trainer).save_state(),
+            "algorithm": pl_module.save_state(),
+        }
         ranks = [own]
         if trainer.world_size > 1:
             ranks = [{} for _ in range(trainer.world_size)]
             dist.all_gather_object(ranks, own)
         # Asked for here and not at the start, because the logger opens its run while training begins.
         run_id = trainer.logger.version if trainer.logger is not None else None
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        checkpoint.update(self.facts, ranks=ranks, run_id=run_id, batches_of_epoch=done)
+        checkpoint.update(self.facts, ranks=ranks, run_id=run_id)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Algorithm)
+        if trainer.state.fn != "fit":
+            return
         ranks = checkpoint["ranks"]
         if len(ranks) != trainer.world_size:
-            raise ValueError(
+            raise RecipeError(
                 f"trainer.devices: the checkpoint is of {len(ranks)} rank(s) and training now has "
                 f"{trainer.world_size}; continue with the same number"
             )
-        own = ranks[trainer.global_rank]
-        self._generators, self._batches_of_epoch = own["generators"], checkpoint["batches_of_epoch"]
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.restore_collection(own["collection"])
-        assert isinstance(pl_module, Algorithm)
-        pl_module.load_rank_state(own["algorithm"])
+        own, data = ranks[trainer.global_rank], experience(trainer)
+        self._generators = own["generators"]
+        data.load_state(own["experience"])
+        pl_module.load_state(own["algorithm"])
         if trainer.ckpt_path is not None:
-            folder = Path(trainer.ckpt_path).parent / f"{BUFFER}{checkpoint['frames']}"
-            data.restore_buffer(folder / f"rank-{trainer.global_rank}")
+            replay = RunFolder.of_checkpoint(Path(trainer.ckpt_path)).replay(checkpoint["frames"])
+            data.load_buffer(replay / f"rank-{trainer.global_rank}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The last thing before the first batch: everything that start-up drew is undone.
         if self._generators is not None:
             _set_generators(self._generators)
         elif trainer.global_rank:
-            seed = torch.initial_seed() + trainer.global_rank
+            seed = rank_seed(torch.initial_seed(), trainer.global_rank)
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # TorchRL's prioritised sampler draws from it
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Lightning counts an epoch's batches from its first one on, and has just counted this one.
-        done = self._batches_of_epoch % int(trainer.num_training_batches)
-        trainer.fit_loop.epoch_loop.batch_progress.current.ready += done
-        self._batches_of_epoch = 0
 
 
 def _generators() -> dict[str, Any]:

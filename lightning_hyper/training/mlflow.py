@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import io
 import json
 import os
 import platform
@@ -11,7 +10,6 @@ import queue
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from argparse import Namespace
@@ -23,11 +21,15 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.folder import Root
+from lightning_hyper.layering import flatten
+from lightning_hyper.tracking import TrackingError, check_database, database, file_of, first_line, open_experiment
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from lightning_hyper.algorithms import FrameClock
-from lightning_hyper.tracking import TrackingError, check_database, database, first_line, open_experiment
 
 RETRY_SECONDS = 5.0  # between two tries to send what failed
 END_SECONDS = 15.0  # how long the end of a run waits for what failed; one try at a locked database is 20 s in MLflow
@@ -41,16 +43,14 @@ class MLflowLogger(Logger):
     `unsent_metrics.jsonl` in the run's folder.
 
     Args:
-        root: folder under which everything lies: `mlflow.db`, `artifacts/`, `<experiment>/<run>/`.
+        root: folder under which everything lies.
         experiment: name of the MLflow experiment.
         run: name of the run.
+        clock: its frames are the x axis; without one, the step that is given.
         tracking_uri: MLflow server; the database under `root` by default.
         tags: tags of the run.
         parent: MLflow id of the run that this one belongs to.
         run_id: MLflow id of a run to continue.
-
-    Attributes:
-        clock: where the x axis comes from; without one, from the step that is given.
 
     Raises:
         TrackingError: by `open` or the first call after, if the database or server cannot be used.
@@ -62,6 +62,7 @@ class MLflowLogger(Logger):
         experiment: str = "default",
         run: str = "run",
         *,
+        clock: FrameClock | None = None,
         tracking_uri: str | None = None,
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
@@ -71,7 +72,7 @@ class MLflowLogger(Logger):
         self.root, self.experiment_name, self.run_name = Path(root).resolve(), experiment, run
         self.tracking_uri = tracking_uri or database(root)
         self.tags = {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
-        self.clock: FrameClock | None = None
+        self.clock = clock
         self._run_id = run_id
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._fault: TrackingError | None = None
@@ -94,9 +95,7 @@ class MLflowLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        """MLflow id of the run; waits until the run is open. None on ranks other than zero."""
-        if rank_zero_only.rank == 0 and self._run_id is None:  # type: ignore[attr-defined]
-            self.flush()
+        """MLflow id of the run; None as long as it is not open, see `run_id`."""
         return self._run_id
 
     @rank_zero_only
@@ -111,16 +110,23 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        rows = flatten(vars(params) if isinstance(params, Namespace) else params)
-        flat = {key[:250]: str(value)[:500] for key, value in rows}  # the limits of MLflow servers, old and new
+        leaves = flatten(vars(params) if isinstance(params, Namespace) else params)
+        flat = {key[:250]: str(value)[:500] for key, value in leaves.items()}  # limits of MLflow servers, old and new
         self._enqueue(lambda: self._record_parameters(flat))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run by Lightning's word for it; `failed` is KILLED when it comes of Ctrl-C or SIGTERM."""
-        # Lightning has one word for both, and says it inside its `except KeyboardInterrupt`.
-        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
-        self.finish("FINISHED" if status != "failed" else "KILLED" if interrupted else "FAILED")
+        """End the run by Lightning's word for it; `failed` is KILLED when it comes of Ctrl-C or SIGTERM.
+
+        A run whose recipe is refused before anything is sent is not recorded at all.
+        """
+        # Lightning has one word for all of these, and says it inside its `except`.
+        error = sys.exc_info()[1]
+        if isinstance(error, RecipeError) and not self._started:
+            self._abandon()
+        else:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self.finish("FINISHED" if status != "failed" else "KILLED" if interrupted else "FAILED")
 
     # What the package asks of it beyond that.
 
@@ -128,8 +134,8 @@ class MLflowLogger(Logger):
     def open(self) -> None:
         """Begin, or continue, the run. A database that cannot be used is an error at once; a server, a little later."""
         if self._thread is None:
-            if self.tracking_uri.startswith("sqlite:///"):
-                check_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
+            if (file := file_of(self.tracking_uri)) is not None:
+                check_database(file)
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._jobs.put(self._begin)
             atexit.register(self._leave)
@@ -150,21 +156,16 @@ class MLflowLogger(Logger):
         """Keep a text as an artifact."""
         self._enqueue(lambda: self._client.log_text(self._id, text, artifact))
 
-    def log_dict(self, values: Mapping[str, Any], artifact: str) -> None:
-        """Keep a dict as an artifact, in JSON."""
-        self.log_text(json.dumps(dict(values), indent=2, default=str), artifact)
-
-    @rank_zero_only
-    def log_figure(self, figure: Any, artifact: str) -> None:
-        """Keep a matplotlib figure as an artifact, in the format of its suffix."""
-        picture = io.BytesIO()  # drawn here, because matplotlib is not for two threads
-        figure.savefig(picture, format=Path(artifact).suffix.lstrip(".") or "png", bbox_inches="tight")
-        self._enqueue(lambda: self._keep_bytes(picture.getvalue(), Path(artifact)))
-
     @rank_zero_only
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file as an artifact."""
         self._enqueue(lambda: self._client.log_artifact(self._id, str(path), folder))
+
+    def run_id(self) -> str | None:
+        """MLflow id of the run; waits until the run is open. None on ranks other than zero."""
+        if rank_zero_only.rank == 0 and self._run_id is None:  # type: ignore[attr-defined]
+            self.flush()
+        return self._run_id
 
     def flush(self) -> None:
         """Wait until everything so far is sent."""
@@ -179,8 +180,12 @@ class MLflowLogger(Logger):
     def _start(self) -> None:
         # Not in `open`: importing MLflow, some seconds of Python, would hold up the first update through the
         # interpreter's lock. The first metrics come after it.
-        if self._thread is not None and self._thread.ident is None:
+        if self._thread is not None and not self._started:
             self._thread.start()
+
+    @property
+    def _started(self) -> bool:
+        return self._thread is not None and self._thread.ident is not None
 
     def _enqueue(self, job: Callable[[], None]) -> None:
         self.open()
@@ -242,23 +247,22 @@ class MLflowLogger(Logger):
             time.sleep(1.0)
             self._send_unsent()
         if self._unsent:
-            path = self.root / self.experiment_name / self.run_name / "unsent_metrics.jsonl"
+            path = Root(self.root).run(self.experiment_name, self.run_name).unsent
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in self._unsent)
             rank_zero_warn(f"{len(self._unsent)} rows of metrics could not be sent to MLflow; they are in {path}")
             self._unsent.clear()
 
-    def _keep_bytes(self, data: bytes, artifact: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / artifact.name
-            file.write_bytes(data)
-            self._client.log_artifact(self._id, str(file), str(artifact.parent) if artifact.parent.name else None)
-
     @property
     def _id(self) -> str:
         assert self._run_id is not None  # jobs come after `_begin`, and none is done if that failed
         return self._run_id
+
+    def _abandon(self) -> None:
+        """Forget the run, of which nothing is sent yet."""
+        atexit.unregister(self._leave)
+        self._thread, self._jobs = None, queue.Queue()
 
     def _leave(self) -> None:
         """When Python ends: nothing queued may be lost with the thread, and a run that nobody ended has failed."""
@@ -276,15 +280,6 @@ class MLflowLogger(Logger):
         new = [Param(key, value) for key, value in flat.items() if key not in there]
         for start in range(0, len(new), 100):
             self._client.log_batch(self._id, params=new[start : start + 100])
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested mappings with their dotted names."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        branch = isinstance(value, Mapping) and value
-        rows += flatten(value, f"{prefix}{key}.") if branch else [(f"{prefix}{key}", value)]
-    return rows
 
 
 def hardware() -> str:

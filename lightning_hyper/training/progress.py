@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +15,7 @@ from lightning_hyper.algorithms import Algorithm
 
 
 class ProgressBar(Base):
-    """One bar over the budget of frames on a terminal; elsewhere one line per epoch.
+    """One bar over the budget of frames on a terminal; elsewhere one line per evaluation.
 
     Shows frames, frames per second of this session, and the returns of training and of the last evaluation.
     """
@@ -61,25 +62,26 @@ class ProgressBar(Base):
             frames = min(pl_module.clock.frames, pl_module.clock.budget or pl_module.clock.frames)
             self._bar.update(frames - self._bar.n)
 
+    def on_evaluation_end(self, trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, float]) -> None:
+        """Show the return, and log how fast training has been so far; the training callback `Run` calls this."""
+        assert isinstance(pl_module, Algorithm)
+        clock = pl_module.clock
+        self._evaluated = {key: value for key, value in metrics.items() if key == "eval/return"}
+        seconds = time.perf_counter() - self._start[0]
+        rate = (clock.frames - self._start[1]) / seconds
+        for logger in trainer.loggers:
+            logger.log_metrics({"time/frames_per_second": rate, "time/seconds": seconds}, clock.frames)
+        if self._bar is None and self._enabled and trainer.is_global_zero:
+            budget = f"/{clock.budget:,}" if clock.budget else ""
+            returns = _returns(trainer, self._evaluated)
+            print(f"frames {clock.frames:,}{budget}  {rate:,.0f} frames/s  {returns}", flush=True)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluated = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "eval/return"}
-        if not trainer.sanity_checking and trainer.state.fn == "validate":
+        if trainer.state.fn == "validate":
             _table(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _table(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Algorithm)
-        seconds = time.perf_counter() - self._start[0]
-        rate = (pl_module.clock.frames - self._start[1]) / seconds
-        for logger in trainer.loggers:
-            logger.log_metrics({"time/frames_per_second": rate, "time/seconds": seconds}, pl_module.clock.frames)
-        if self._bar is None and self._enabled and trainer.is_global_zero:
-            clock = pl_module.clock
-            returns = _returns(trainer, self._evaluated)
-            budget = f"/{clock.budget:,}" if clock.budget else ""
-            print(f"frames {clock.frames:,}{budget}  {rate:,.0f} frames/s  {returns}", flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

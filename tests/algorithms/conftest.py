@@ -1,18 +1,150 @@
-"""Shared by the tests of TD3 and SAC: the same networks and minibatches in Stable-Baselines3."""
+"""Shared by the tests of TD3 and SAC: models, minibatches, an environment, and the same in Stable-Baselines3."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
-from lightning_hyper.nn import Concat
+from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.experience.replay import Replayed
+from lightning_hyper.modules import Spaces
+from lightning_hyper.nn import MLP, Concat, Hyper, ResidualTrunk
+
+SPACES = {
+    "unit": Spaces(observation=(3,), actions=2, discrete=False, low=(-1.0, -1.0), high=(1.0, 1.0)),
+    "wide": Spaces(observation=(3,), actions=2, discrete=False, low=(-2.0, 1.0), high=(1.0, 5.0)),
+}
+CRITICS = {
+    "plain": partial(Concat, hidden=[8, 7], activation="relu"),
+    "hyper": partial(
+        Hyper, hidden=[5], activation="relu", init="hyperfan_in", gain=True,
+        trunk=partial(ResidualTrunk, widths=(6, 7), blocks=1),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def built():
+    """A small model with targets of their own and plain SGD: at a rate of 1 a step is minus the gradient."""
+
+    def build(cls, spaces="wide", critic="plain", *, lr=1.0, **options):
+        actor = partial(MLP, hidden=[6, 5], activation="relu")
+        model = cls(actor=actor, critic=CRITICS.get(critic, critic), **options)
+        torch.manual_seed(1)
+        model.build(SPACES.get(spaces, spaces))
+        with torch.no_grad():
+            for target in (model.target_critics, getattr(model, "target_actor", nn.Module())):
+                for parameter in target.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        groups = [{"name": g["name"], "params": g["params"]} for g in model.parameter_groups()]
+        model._optimizer = torch.optim.SGD(groups, lr=lr)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def drawn():
+    """Samples as a replay buffer gives them, with all ends that there are."""
+
+    def draw(spaces="wide", size=32, n_step=1):
+        low, high = (torch.tensor(bound) for bound in (SPACES[spaces].low, SPACES[spaces].high))
+        steps = torch.randint(1, n_step + 1, (size,))
+        return {
+            "observation": torch.randn(size, 3),
+            "action": low + (high - low) * torch.rand(size, 2),
+            "reward": torch.randn(size, n_step) * (torch.arange(n_step) < steps[:, None]),
+            "steps": steps,
+            "next_observation": torch.randn(size, 3),
+            "terminated": torch.rand(size) < 0.3,
+        }
+
+    return draw
+
+
+class Given(Replayed):
+    """Chosen minibatches; keeps what priorities it was given."""
+
+    def __init__(self, samples):
+        after = {"done": torch.zeros(2, 5, 1, dtype=torch.bool), "reward": torch.zeros(2, 5, 1)}
+        collected = TensorDict({"observation": torch.arange(30.0).view(2, 5, 3), "next": after}, [2])
+        super().__init__(collected, len(samples), len(samples[0]["action"]), None)
+        self.samples, self.priorities = samples, []
+
+    def blocks(self):
+        yield from self.samples
+
+    def prioritize(self, minibatch, error):
+        self.priorities.append((minibatch.get("index"), error))
+
+
+@pytest.fixture
+def given():
+    return Given
+
+
+class Tasks(BatchedEnv):
+    """Episodes of 3, 4 and 5 frames in turn, of which each third terminates; an action is best near the task."""
+
+    def __init__(self, num_envs=2, *, indexed=False, device="cpu"):
+        super().__init__(num_envs, device)
+        self.horizon, self.indexed = 5, indexed
+        self.tasks = ("left", "middle", "right") if indexed else ()
+        bound = torch.tensor([2.0, 2.0])
+        self._make_specs((3,), (-bound, bound), task_features=0 if indexed else 2)
+        self.frame = torch.zeros(num_envs, dtype=torch.int64)
+        self.episode = torch.arange(num_envs)
+        self.task = torch.zeros(num_envs, dtype=torch.int64) if indexed else torch.zeros(num_envs, 2)
+        self.seen = torch.zeros(num_envs, 3)
+
+    def draw_tasks(self, rows):
+        if self.indexed:
+            fresh = torch.randint(3, (len(rows),), generator=self.generator)
+        else:
+            fresh = torch.rand(len(rows), 2, generator=self.generator)
+        self.task = torch.where(rows if self.indexed else rows.unsqueeze(-1), fresh, self.task)
+
+    def start(self, rows):
+        self.episode, self.frame = self.episode + rows, self.frame.masked_fill(rows, 0)
+        self.seen = torch.rand(len(rows), 3, generator=self.generator)
+
+    def observation(self):
+        return self.seen
+
+    def entries(self):
+        return {"task": self.task}
+
+    def simulate(self, action):
+        self.frame = self.frame + 1
+        self.seen = torch.rand(len(action), 3, generator=self.generator)
+        best = (self.task.unsqueeze(-1) - 1).float() if self.indexed else self.task
+        over = self.frame >= 3 + self.episode % 3
+        return self.seen, -(action - best).square().sum(-1), over & (self.episode % 3 == 0)
+
+    def truncated(self, step_count):
+        return (self.frame >= 3 + self.episode % 3).unsqueeze(-1)
+
+    def snapshot(self):
+        return {"frame": self.frame, "episode": self.episode, "task": self.task, "seen": self.seen}
+
+    def restore(self, state):
+        for key, entry in state.items():
+            if key not in ("generator", "current"):
+                setattr(self, key, entry)
+
+
+@pytest.fixture
+def tasks():
+    return Tasks
 
 
 @pytest.fixture
 def peer():
-    """Stable-Baselines3's algorithm of a model's name, beside it: `peer(model, spaces, policies)`."""
+    """Stable-Baselines3's algorithm of a model's name, beside it: `peer(model, policies)`."""
     pytest.importorskip("stable_baselines3")
     return Peer
 
@@ -23,10 +155,12 @@ class Peer:
     `policies` gives pairs of parameters of our policies and its own.
     """
 
-    def __init__(self, model, spaces, policies, lr=1.0, **options):
+    def __init__(self, model, policies, lr=1.0, **options):
         import gymnasium
         import numpy as np
         import stable_baselines3
+
+        spaces = model.spaces
 
         class Env(gymnasium.Env):
             observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -57,7 +191,7 @@ class Peer:
             for a, b in ((ours.first, other.qf0), (ours.second, other.qf1)):
                 (first, *rest), (other_first, *other_rest) = a.parameters(), b.parameters()
                 # Theirs sees the state first.
-                pairs.append((first[:, [2, 3, 4, 0, 1]] if model.order == "SA" else first, other_first))
+                pairs.append((first[:, [2, 3, 4, 0, 1]] if model.critics.context == ("state",) else first, other_first))
                 pairs += zip(rest, other_rest, strict=True)
         return pairs
 
@@ -94,7 +228,7 @@ class Borrowed(nn.Module):
         self.optimizer = torch.optim.SGD(self.critics.parameters(), lr=lr)
 
     def forward(self, observation, action):
-        return tuple(value.unsqueeze(-1) for value in self.critics(observation, action))
+        return tuple(value.unsqueeze(-1) for value in self.critics({"observation": observation}, action))
 
     def q1_forward(self, observation, action):
-        return self.critics.value(observation, action).unsqueeze(-1)
+        return self.critics.value({"observation": observation}, action).unsqueeze(-1)

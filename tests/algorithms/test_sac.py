@@ -1,62 +1,11 @@
 """SAC learns what Stable-Baselines3's does, with a fixed and with a tuned entropy coefficient."""
 
 import math
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from lightning_hyper.algorithms import SAC
-from lightning_hyper.experience.replay import Replayed
-from lightning_hyper.modules import Spaces
-from lightning_hyper.nn import MLP, Concat, Hyper, ResidualTrunk
-
-UNIT = Spaces(observation=3, task=0, actions=2, discrete=False, low=(-1.0, -1.0), high=(1.0, 1.0))
-WIDE = Spaces(observation=3, task=0, actions=2, discrete=False, low=(-2.0, 1.0), high=(1.0, 5.0))
-PLAIN = partial(Concat, hidden=[8, 7], activation="relu", hidden_init="default")
-HYPER = partial(
-    Hyper, hidden=[5], activation="relu", init="hyperfan_in", gain=True,
-    trunk=partial(ResidualTrunk, widths=(6, 7), blocks=1),
-)  # fmt: skip
-
-
-def algorithm(spaces=WIDE, critic=PLAIN, lr=1.0, **options):
-    """Built, with targets of their own, and with plain SGD: at a rate of 1 a step is minus the gradient."""
-    model = SAC(actor=partial(MLP, hidden=[6, 5]), critic=critic, **options)
-    torch.manual_seed(1)
-    model.build(spaces)
-    with torch.no_grad():
-        for parameter in model.target_critics.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    groups = [{"name": g["name"], "params": g["params"]} for g in model.configure_optimizers().param_groups]
-    optimizer = torch.optim.SGD(groups, lr=lr)
-    model.optimizers = lambda use_pl_optimizer=True: optimizer
-    model.manual_backward = lambda loss: loss.backward()
-    model._trainer = SimpleNamespace(world_size=1)
-    return model
-
-
-def drawn(spaces=WIDE, size=32, n_step=1):
-    low, high = torch.tensor(spaces.low), torch.tensor(spaces.high)
-    steps = torch.randint(1, n_step + 1, (size,))
-    return {
-        "observation": torch.randn(size, 3),
-        "action": low + (high - low) * torch.rand(size, 2),
-        "reward": torch.randn(size, n_step) * (torch.arange(n_step) < steps[:, None]),
-        "steps": steps,
-        "next_observation": torch.randn(size, 3),
-        "terminated": torch.rand(size) < 0.3,
-    }
-
-
-def learn(model, minibatches):
-    collected = TensorDict({"observation": torch.zeros(2, 5, 3)}, [2])
-    return model.learn(Replayed(collected, len(minibatches), lambda seen: map(seen, minibatches), None))
-
-
-# --- Against Stable-Baselines3 --------------------------------------------------------------------------------------
 
 
 def halves(layer):
@@ -65,9 +14,9 @@ def halves(layer):
 
 
 def policies(model, theirs):
-    weights, biases = halves(model.agent.network.head)
+    weights, biases = halves(model.agent.actor.layers[-1])
     return [
-        *zip(model.agent.network.body.parameters(), theirs.actor.latent_pi.parameters(), strict=True),
+        *zip(model.agent.actor.layers[:-1].parameters(), theirs.actor.latent_pi.parameters(), strict=True),
         *zip(weights, (theirs.actor.mu.weight, theirs.actor.log_std.weight), strict=True),
         *zip(biases, (theirs.actor.mu.bias, theirs.actor.log_std.bias), strict=True),
     ]
@@ -75,8 +24,8 @@ def policies(model, theirs):
 
 @pytest.fixture
 def sac_peer(peer):
-    def make(model, spaces, lr=1.0, **options):
-        theirs = peer(model, spaces, policies, lr, **options)
+    def make(model, lr=1.0, **options):
+        theirs = peer(model, policies, lr, **options)
         theirs.algorithm.actor.action_dist.epsilon = 0.0  # added to the density's denominator; ours has no need to
         if theirs.algorithm.ent_coef_optimizer is not None:
             theirs.algorithm.ent_coef_optimizer = torch.optim.SGD([theirs.algorithm.log_ent_coef], lr=lr)
@@ -95,28 +44,28 @@ def share_noise(monkeypatch, updates, size=32):
 
 @pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize(
-    ("critic", "order", "shared_trunk", "spaces", "n_step"),
+    ("critic", "context", "shared_trunk", "spaces", "n_step"),
     [
-        (PLAIN, "AS", False, UNIT, 3),
-        (PLAIN, "AS", False, WIDE, 1),
-        (HYPER, "SA", False, WIDE, 1),
-        (HYPER, "SA", True, UNIT, 3),
-        (HYPER, "AS", False, WIDE, 3),
-        (HYPER, "AS", True, UNIT, 1),
-        (HYPER, "constant", False, WIDE, 1),
+        ("plain", "action", False, "unit", 3),
+        ("plain", "action", False, "wide", 1),
+        ("hyper", "state", False, "wide", 1),
+        ("hyper", "state", True, "unit", 3),
+        ("hyper", "action", False, "wide", 3),
+        ("hyper", "action", True, "unit", 1),
+        ("hyper", "constant", False, "wide", 1),
     ],
 )
 def test_losses_gradients_alpha_and_targets_equal_stable_baselines(
-    tuned, critic, order, shared_trunk, spaces, n_step, sac_peer, monkeypatch
+    tuned, critic, context, shared_trunk, spaces, n_step, built, drawn, given, sac_peer, monkeypatch
 ):
-    model = algorithm(
-        spaces=spaces, critic=critic, order=order, shared_trunk=shared_trunk, gamma=0.9, tau=0.1, alpha=0.3,
+    model = built(
+        SAC, spaces, critic, critic_context=[context], shared_trunk=shared_trunk, gamma=0.9, tau=0.1, alpha=0.3,
         tune_alpha=tuned,
     )  # fmt: skip
-    theirs = sac_peer(model, spaces, ent_coef="auto_0.3" if tuned else 0.3)
+    theirs = sac_peer(model, ent_coef="auto_0.3" if tuned else 0.3)
     minibatch = drawn(spaces, n_step=n_step)
     share_noise(monkeypatch, 1)
-    (measured,) = learn(model, [minibatch])
+    (measured,) = model.learn(given([minibatch]))
     theirs.train([minibatch])
     assert measured["critic"].item() == pytest.approx(theirs.recorded["train/critic_loss"], abs=1e-5)
     assert measured["actor"].item() == pytest.approx(theirs.recorded["train/actor_loss"], abs=1e-5)
@@ -132,12 +81,12 @@ def test_losses_gradients_alpha_and_targets_equal_stable_baselines(
         assert model.log_alpha.item() == pytest.approx(math.log(0.3))
 
 
-def test_four_updates_with_a_tuned_alpha_equal_stable_baselines(sac_peer, monkeypatch):
-    model = algorithm(lr=0.05, alpha=0.5, target_entropy=-1.3, order="AS")
-    theirs = sac_peer(model, WIDE, lr=0.05, ent_coef="auto_0.5", target_entropy=-1.3)
+def test_four_updates_with_a_tuned_alpha_equal_stable_baselines(built, drawn, given, sac_peer, monkeypatch):
+    model = built(SAC, lr=0.05, alpha=0.5, target_entropy=-1.3, critic_context=["action"])
+    theirs = sac_peer(model, lr=0.05, ent_coef="auto_0.5", target_entropy=-1.3)
     minibatches = [drawn() for _ in range(4)]
     share_noise(monkeypatch, 4)
-    measured = learn(model, minibatches)
+    measured = model.learn(given(minibatches))
     theirs.train(minibatches)
     mean = torch.stack([m["critic"] for m in measured]).mean().item()
     assert mean == pytest.approx(theirs.recorded["train/critic_loss"], rel=1e-5)
@@ -145,45 +94,42 @@ def test_four_updates_with_a_tuned_alpha_equal_stable_baselines(sac_peer, monkey
     assert model.log_alpha.item() == pytest.approx(theirs.algorithm.log_ent_coef.item(), abs=1e-5)
 
 
-# --- Alpha ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("target", "direction"), [(50.0, 1), (-50.0, -1)])
-def test_alpha_rises_where_the_entropy_is_below_its_target_and_falls_above_it(target, direction):
-    model = algorithm(alpha=0.2, target_entropy=target, lr=0.01)
-    learn(model, [drawn()])
+def test_alpha_rises_where_the_entropy_is_below_its_target_and_falls_above_it(target, direction, built, drawn, given):
+    model = built(SAC, alpha=0.2, target_entropy=target, lr=0.01)
+    model.learn(given([drawn()]))
     assert math.copysign(1, model.log_alpha.exp().item() - 0.2) == direction
 
 
-def test_the_target_entropy_is_minus_the_number_of_action_dimensions_unless_it_is_named():
+def test_the_target_entropy_is_minus_the_number_of_action_dimensions_unless_it_is_named(built, drawn, given):
     steps = []
     for target in (None, -2.0, -1.0):
-        model = algorithm(target_entropy=target)
+        model = built(SAC, target_entropy=target)
         torch.manual_seed(2)
-        learn(model, [drawn()])
+        model.learn(given([drawn()]))
         steps.append(model.log_alpha.item())
     assert steps[0] == steps[1]
     assert steps[2] - steps[1] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_fixed_alpha_is_no_parameter_of_the_optimiser():
-    model = algorithm(tune_alpha=False)
-    assert [g["name"] for g in model.configure_optimizers().param_groups] == ["actor", "critic"]
-    assert [g["name"] for g in algorithm().configure_optimizers().param_groups] == ["actor", "critic", "alpha"]
+def test_a_fixed_alpha_is_no_parameter_of_the_optimiser(built):
+    model = built(SAC, tune_alpha=False)
+    assert [g["name"] for g in model.parameter_groups()] == ["actor", "critic"]
+    assert [g["name"] for g in built(SAC).parameter_groups()] == ["actor", "critic", "alpha"]
 
 
-def test_alpha_is_part_of_the_state():
-    model, other = algorithm(alpha=0.2), algorithm(alpha=0.7)
-    learn(model, [drawn()])
+def test_alpha_is_part_of_the_state(built, drawn, given):
+    model, other = built(SAC, alpha=0.2), built(SAC, alpha=0.7)
+    model.learn(given([drawn()]))
     other.load_state_dict(model.state_dict())
     assert other.log_alpha.item() == model.log_alpha.item()
 
 
-def test_a_policy_step_leaves_the_critics_and_their_gradients_alone():
-    model = algorithm(critic=HYPER)
-    learn(model, [drawn()])
+def test_a_policy_step_leaves_the_critics_and_their_gradients_alone(built, drawn, given):
+    model = built(SAC, critic="hyper")
+    model.learn(given([drawn()]))
     assert all(p.grad is None for p in model.critics.parameters())
-    assert all(p.grad is not None for p in model.agent.network.parameters())
+    assert all(p.grad is not None for p in model.agent.actor.parameters())
 
 
 @pytest.mark.parametrize(
@@ -196,4 +142,4 @@ def test_a_policy_step_leaves_the_critics_and_their_gradients_alone():
 )
 def test_impossible_options_name_the_key(options, key):
     with pytest.raises(ValueError, match=key):
-        algorithm(**options)
+        SAC(**options)

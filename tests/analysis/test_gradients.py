@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback
 from mlflow import MlflowClient
 
-from lightning_hyper.algorithms.sac import SAC
-from lightning_hyper.algorithms.td3 import TD3
+from lightning_hyper.algorithms import PPO, SAC, TD3
 from lightning_hyper.analysis.gradient_similarity import GradientSimilarity
 from lightning_hyper.analysis.gradients import (
     States,
@@ -22,45 +21,46 @@ from lightning_hyper.analysis.gradients import (
     true_action_gradient,
     update_variance,
 )
-from lightning_hyper.envs import HalfCheetah, Pendulum
-from lightning_hyper.envs.mujoco import EpisodeEnv
-from lightning_hyper.experience.replay import Replay
+from lightning_hyper.envs import BatchedEnv, HalfCheetah, Pendulum
+from lightning_hyper.experience import Replay, Rollouts
 from lightning_hyper.experiment import main
-from lightning_hyper.modules import Spaces
+from lightning_hyper.modules import RecurrentContext, Spaces
+from lightning_hyper.modules.critic import TwinCritic
 from lightning_hyper.modules.policies import DeterministicPolicy
-from lightning_hyper.nn import MLP, Concat
-from lightning_hyper.training.clock import FrameBudget
+from lightning_hyper.nn import GRU, MLP, Concat
 
 GAMMA = 0.9
 
 
-class Linear(EpisodeEnv):
+class Linear(BatchedEnv):
     """s' = s + B a; reward -|s'|^2 - c |a|^2 + noise; terminates where s' leaves a ball."""
 
     B = torch.tensor([[0.5, 0.1], [0.0, 0.3]])
     COST, noise, radius = 0.2, 0.0, 100.0
+    simulates, horizon = True, 50
 
     def __init__(self, num_envs=1, *, device="cpu"):
-        super().__init__(num_envs, 50, device)
+        super().__init__(num_envs, device)
         self.state = torch.zeros(num_envs, 2)
-        self._make_specs(2, torch.full((2,), -2.0), torch.full((2,), 2.0))
+        self._make_specs((2,), (torch.full((2,), -2.0), torch.full((2,), 2.0)))
 
-    def advance(self, action):
+    def start(self, rows):
+        drawn = 0.3 * torch.randn(len(rows), 2, generator=self.generator)
+        self.state = torch.where(rows.unsqueeze(1), drawn, self.state)
+
+    def observation(self):
+        return self.state
+
+    def simulate(self, action):
         self.state = self.state + action @ self.B.T
         reward = -self.state.square().sum(1) - self.COST * action.square().sum(1)
         reward = reward + self.noise * torch.randn(len(reward), generator=self.generator)
-        return self.state.clone(), reward, self.state.norm(dim=1) > self.radius
+        return self.state, reward, self.state.norm(dim=1) > self.radius
 
-    def _reset(self, tensordict=None, **_):
-        raise NotImplementedError
+    def snapshot(self):
+        return {"state": self.state.clone()}
 
-    _step = _reset
-
-    def save_state(self):
-        return super().save_state() | {"state": self.state.clone()}
-
-    def load_state(self, state):
-        super().load_state(state)
+    def restore(self, state):
         self.state = state["state"].clone()
 
 
@@ -69,12 +69,12 @@ class Proportional(DeterministicPolicy):
 
     K = 0.5
 
-    def mode(self, x):
+    def mode(self, x, contexts):
         return (-self.K * x / 2).clamp(-1, 1)
 
 
-def policy_of(env, cls=Proportional):
-    return cls(Spaces.of(env), partial(MLP, hidden=[4]), noise=0.3)
+def policy_of(env, cls=Proportional, **options):
+    return cls(Spaces.of(env), partial(MLP, hidden=[4]), noise=0.3, **options)
 
 
 def exact_gradient(state, scaled, horizon):
@@ -91,17 +91,19 @@ def exact_gradient(state, scaled, horizon):
 def estimate(count=6, *, noise=0.0, rollouts=40, horizon=5, sigma=0.01, scaled=None, radius=100.0, turns=1):
     env = Linear(2 * rollouts * (count // turns))
     env.noise, env.radius = noise, radius
+    explored = Linear(count)
+    explored.set_seed(1)
+    explored.begin()
+    states = States(explored.save_state())
     generator = torch.Generator().manual_seed(1)
-    state = 0.3 * torch.randn(count, 2, generator=generator)
     scaled = (0.3 * torch.randn(count, 2, generator=generator)).clamp(-0.9, 0.9) if scaled is None else scaled
-    states = States({"generator": generator.get_state(), "state": state}, state)
     options = {"rollouts": rollouts, "horizon": horizon, "sigma": sigma, "gamma": GAMMA, "generator": generator}
-    return state, scaled, *true_action_gradient(env, policy_of(env), states, scaled, **options)
+    return states, scaled, *true_action_gradient(env, policy_of(env), states, scaled, **options)
 
 
 def test_the_true_gradient_is_that_of_the_closed_form():
-    state, scaled, true, halves = estimate()
-    exact = exact_gradient(state, scaled, 5)
+    states, scaled, true, halves = estimate()
+    exact = exact_gradient(states.shown["observation"], scaled, 5)
     torch.testing.assert_close(true, exact, rtol=0.02, atol=0.02)
     torch.testing.assert_close(halves.mean(0), exact, rtol=0.02, atol=0.02)
 
@@ -114,15 +116,17 @@ def test_states_that_take_turns_give_the_same():
 
 
 def test_rewards_after_a_termination_do_not_count():
-    state, scaled, true, _ = estimate(radius=0.0)  # the first frame always ends the episode
-    torch.testing.assert_close(true, exact_gradient(state, scaled, 1), rtol=0.02, atol=0.02)
+    states, scaled, true, _ = estimate(radius=0.0)  # the first frame always ends the episode
+    exact = exact_gradient(states.shown["observation"], scaled, 1)
+    torch.testing.assert_close(true, exact, rtol=0.02, atol=0.02)
 
 
 def test_perturbations_that_the_bounds_cut_are_counted_as_they_were_made():
     corner = torch.ones(6, 2)
-    state, _, true, _ = estimate(scaled=corner)
+    states, _, true, _ = estimate(scaled=corner)
     # As if they were whole, slopes would be half as large.
-    torch.testing.assert_close(true, exact_gradient(state, corner, 5), rtol=0.05, atol=0.05)
+    exact = exact_gradient(states.shown["observation"], corner, 5)
+    torch.testing.assert_close(true, exact, rtol=0.05, atol=0.05)
 
 
 def test_two_estimates_agree_where_returns_are_smooth_and_not_where_they_are_noise():
@@ -140,8 +144,9 @@ def test_two_estimates_agree_where_returns_are_smooth_and_not_where_they_are_noi
 def test_too_few_rollouts_and_an_environment_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"rollouts is 2; .* at least 3"):
         estimate(rollouts=2)
-    env = Linear(3)
-    states = States({"state": torch.zeros(2, 2)}, torch.zeros(2, 2))
+    env, explored = Linear(3), Linear(2)
+    explored.begin()
+    states = States(explored.save_state())
     with pytest.raises(ValueError, match="num_envs is 3; 2 states need 60"):
         true_action_gradient(env, policy_of(env), states, torch.zeros(2, 2), gamma=0.9, generator=torch.Generator())
 
@@ -155,15 +160,16 @@ def test_the_fit_is_numpys():
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_critic_that_knows_the_gradient_has_cosine_one_and_its_opposite_minus_one(sign):
-    state, scaled, true, halves = estimate()
-    exact = torch.stack([exact_gradient(s, a, 5) for s, a in zip(state, scaled, strict=True)])
+    states, scaled, true, halves = estimate()
+    starts = states.shown["observation"]
+    exact = torch.stack([exact_gradient(s, a, 5) for s, a in zip(starts, scaled, strict=True)])
 
     class Known:
-        def value(self, observation, action):
-            assert observation.shape == action.shape == (6, 2)
-            return sign * (exact * action).sum(-1) + observation.sum(-1)
+        def value(self, window, action, task=None):
+            assert window["observation"].shape == action.shape == (6, 2)
+            return sign * (exact * action).sum(-1) + window["observation"].sum(-1)
 
-    of_critic = critic_action_gradient(Known(), policy_of(Linear()), state, scaled)
+    of_critic = critic_action_gradient(Known(), policy_of(Linear()), states, scaled)
     torch.testing.assert_close(of_critic.double(), sign * exact, rtol=1e-5, atol=1e-6)
     assert gradient_similarity(of_critic, true, halves)["cosine"] == pytest.approx(sign, abs=0.01)
 
@@ -180,45 +186,84 @@ def test_update_variance_is_that_of_a_hand_computation():
     assert w.grad is None
 
 
+def test_a_critic_that_is_told_a_context_is_told_that_of_the_states():
+    env = Linear(4)
+    policy = policy_of(env, DeterministicPolicy, context=partial(RecurrentContext, encoder=partial(GRU, hidden=3)))
+    critics = TwinCritic(Spaces.of(env), partial(Concat, hidden=[8]), context=["task"], task_features=3)
+    states = sample_states(env, policy, within=6, generator=torch.Generator().manual_seed(0))
+    actions = torch.zeros(4, 2)
+    given = []
+
+    class Spy:
+        def value(self, window, action, task=None):
+            given.append(task.each())
+            return critics.value(window, action, task)
+
+    gradient = critic_action_gradient(Spy(), policy, states, actions)
+    step = {key: entry.unsqueeze(1) for key, entry in states.shown.items()}
+    with torch.no_grad():
+        contexts, _ = policy.context({**step, "features": step["observation"]}, states.context_state)
+    torch.testing.assert_close(given[0], contexts.each().squeeze(1))
+    assert states.context_state.abs().sum(1).count_nonzero() >= 2  # of those that are not at their beginning
+    assert gradient.abs().sum() > 0
+
+
+def test_a_policy_with_a_memory_goes_on_from_what_it_remembered():
+    class Remembering(DeterministicPolicy):
+        """Acts by how many steps its memory has seen."""
+
+        state_features = 1
+
+        def act(self, step, state):
+            fresh = step["is_init"].float()
+            state = 1.0 - fresh if state is None else state * (1 - fresh)
+            return {"action": -0.1 * state.expand(-1, 2)}, state + 1
+
+    env = Linear(6)
+    policy = policy_of(env, Remembering)
+    states = sample_states(env, policy, within=5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(states.context_state, states.shown["step_count"].float())
+    branched = Linear(6 * 40)
+    options = {"rollouts": 20, "horizon": 3, "sigma": 0.01, "gamma": GAMMA}
+    scaled = torch.full((6, 2), 0.2)
+    true, _ = true_action_gradient(branched, policy, states, scaled, generator=torch.Generator(), **options)
+    for row in range(6):
+        leaf = scaled[row].double().requires_grad_()
+        state, action, total = states.shown["observation"][row].double(), 2 * leaf, 0.0
+        for frame in range(3):
+            state = state + action @ Linear.B.double().T
+            total = total + GAMMA**frame * (-state.square().sum() - Linear.COST * action.square().sum())
+            action = torch.full((2,), -0.1, dtype=torch.float64) * (states.context_state[row] + frame + 1)
+        torch.testing.assert_close(true[row], torch.autograd.grad(total, leaf)[0], rtol=0.02, atol=0.02)
+
+
 def test_sampled_states_are_where_the_observations_were_made():
     env = HalfCheetah(5)
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
     policy = policy_of(env, DeterministicPolicy)
-    torch.set_rng_state(before)
+    before = torch.get_rng_state()
     states = sample_states(env, policy, within=8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
     twice = HalfCheetah(10)
-    twice.load_state(states.repeated(2))
-    shown = torch.from_numpy(twice.observation()).float()
-    torch.testing.assert_close(shown, states.observation.repeat_interleave(2, 0), rtol=0, atol=0)
-    frames = states.simulator["step_count"].squeeze(1)
+    twice.load_state(states.repeated(2).simulator)
+    expected = states.shown["observation"].repeat_interleave(2, 0)
+    torch.testing.assert_close(twice.observation(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(twice.current["observation"], expected, rtol=0, atol=0)
+    frames = states.shown["step_count"].squeeze(1)
     assert len(frames.unique()) > 1
     assert frames.max() < 8
 
 
 class Generators(Callback):
-    def on_train_epoch_end(self, trainer, pl_module):
+    def on_train_batch_end(self, *_):
         self.torch, self.numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
 
 
-def fit(folder, callbacks, algorithm=TD3, env=Pendulum):
-    seed_everything(0, verbose=False)
-    model = algorithm(actor=partial(MLP, hidden=[16]), critic=partial(Concat, hidden=[16]))
-    sizes = {"batch_size": 16, "capacity": 500, "warmup_frames": 40, "batches_per_epoch": 5, "eval_envs": 2}
-    data = Replay(partial(env, num_envs=2), steps=5, **sizes)
+def train(fit, callbacks, algorithm=TD3, env=Pendulum, sequence=1, **options):
+    model = algorithm(actor=partial(MLP, hidden=[16]), critic=partial(Concat, hidden=[16]), **options)
+    sizes = {"batch_size": 16, "capacity": 500, "warmup_frames": 40, "eval_envs": 2, "sequence": sequence}
+    data = Replay(partial(env, num_envs=2), steps=5, evaluate_every=None, **sizes)
     generators = Generators()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        callbacks=[FrameBudget(200), *callbacks, generators],
-        **quiet,
-    )
-    trainer.fit(model, data)
+    fit(model, data, [*callbacks, generators], 200)
     return model, generators
 
 
@@ -228,11 +273,17 @@ def similarity(**options):
     )
 
 
-@pytest.mark.parametrize(("algorithm", "protocol"), [(TD3, "paper"), (SAC, "offset")])
-def test_training_is_bit_identical_with_and_without(tmp_path, algorithm, protocol):
+MEMORY = {"context": partial(RecurrentContext, encoder=partial(GRU, hidden=4)), "critic_context": ["task"]}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "protocol", "options"),
+    [(TD3, "paper", {}), (SAC, "offset", {}), (SAC, "offset", {**MEMORY, "sequence": 4})],
+)
+def test_training_is_bit_identical_with_and_without(fit, tmp_path, algorithm, protocol, options):
     watching = similarity(protocol=protocol)
-    with_it, generators_with = fit(tmp_path, [watching], algorithm)
-    without, generators_without = fit(tmp_path, [], algorithm)
+    with_it, generators_with = train(fit, [watching], algorithm, **options)
+    without, generators_without = train(fit, [], algorithm, **options)
     for name, tensor in without.state_dict().items():
         torch.testing.assert_close(with_it.state_dict()[name], tensor, rtol=0, atol=0)
     assert torch.equal(generators_with.torch, generators_without.torch)
@@ -245,14 +296,20 @@ def test_training_is_bit_identical_with_and_without(tmp_path, algorithm, protoco
     assert (tmp_path / "gradient.png").stat().st_size > 5000
 
 
-def test_a_measurement_depends_on_the_frame_and_the_model_alone(tmp_path):
+def test_a_measurement_depends_on_the_frame_and_the_model_alone(fit):
     one, other = similarity(), similarity(every=150)
-    fit(tmp_path, [one])
-    fit(tmp_path, [other])
+    train(fit, [one])
+    train(fit, [other])
     assert other.rows == [row for row in one.rows if row["frames"] == 150]
     resumed = similarity()
     resumed.load_state_dict(one.state_dict())
     assert resumed.rows == one.rows
+
+
+def test_nothing_is_measured_before_anything_is_learned(fit):
+    watching = similarity(every=10)
+    train(fit, [watching])
+    assert [row["frames"] for row in watching.rows] == list(range(50, 201, 10))
 
 
 def test_the_picture_has_a_curve_for_each():
@@ -278,7 +335,6 @@ def test_numbers_out_of_range_name_the_key(options, said):
 
 
 RECIPE = {
-    "video": 0,
     "experiment": "tiny",
     "frames": 100,
     "trainer": {
@@ -286,7 +342,7 @@ RECIPE = {
         "callbacks": [
             {
                 "class_path": "GradientSimilarity",
-                "init_args": {"every": 50, "states": 3, "rollouts": 4, "horizon": 3, "within": 5, **options},
+                "init_args": {"every": 50, "states": 15, "rollouts": 4, "horizon": 3, "within": 5, **options},
             }
             for options in ({}, {"name": "at_policy", "protocol": "paper"})
         ],
@@ -295,10 +351,10 @@ RECIPE = {
         "class_path": "Replay",
         "init_args": {
             "env": {"class_path": "Pendulum", "init_args": {"num_envs": 2}},
+            "evaluate_every": 50,
             "steps": 5,
             "batch_size": 16,
             "warmup_frames": 20,
-            "batches_per_epoch": 5,
             "eval_envs": 2,
         },
     },
@@ -327,16 +383,14 @@ def test_a_recipe_names_it_and_mlflow_has_its_metrics_and_picture(tmp_path, monk
     assert pictures == {"pictures/gradient.png", "pictures/at_policy.png"}
 
 
-def test_models_environments_and_fits_that_cannot_be_measured_are_named(tiny, tmp_path, capfd):
-    assert tiny("fit", "--trainer.callbacks+=GradientSimilarity") == 2  # the tiny recipe is of PPO
-    assert "trainer.callbacks GradientSimilarity: model MetaPPO" in capfd.readouterr().err
+def test_models_environments_and_fits_that_cannot_be_measured_are_named(fit):
+    with pytest.raises(ValueError, match=r"trainer\.callbacks GradientSimilarity: model PPO has no Q-function"):
+        fit(PPO(), Rollouts(partial(Pendulum, num_envs=4)), [similarity()], 100)
     with pytest.raises(ValueError, match=r"GradientSimilarity\.rollouts is 1; .* at least 2"):
-        fit(tmp_path, [similarity(rollouts=1)])
+        train(fit, [similarity(rollouts=1)])
 
     class Closed(Pendulum):
-        @property
-        def advance(self):
-            raise AttributeError
+        simulates = False
 
     with pytest.raises(ValueError, match=r"trainer\.callbacks GradientSimilarity: data\.env Closed"):
-        fit(tmp_path, [similarity()], env=Closed)
+        train(fit, [similarity()], env=Closed)

@@ -72,13 +72,13 @@ def test_a_table_holds_the_statistics_of_each_method(lab: Lab) -> None:
     (environment,) = made.environments
     assert [one.label for one in environment.series] == ["RNN+HN", "RNN"]  # the best first
     rnn = cells(environment, "RNN")
-    assert rnn["seeds"] == "5"
     assert rnn["frames"] == "100"
     assert rnn["final"].startswith("3.00 [")  # (0.75 * 2 + 3 + 0.75 * 4) / 2.5
+    assert rnn["final"].endswith("] n=5")
     assert rnn["area"].startswith("0.75 [")  # a quarter of the final value
     assert rnn["frames/s"] == "1,020"
     assert (rnn["episode 1"], rnn["episode 2"]) == ("2.00", "4.00")
-    assert cells(environment, "RNN+HN")["final"] == "50.00 [50.00, 50.00]"
+    assert cells(environment, "RNN+HN")["final"] == "50.00 (50.00 to 50.00) n=1"
     for text in (made.text, made.markdown):
         assert "RNN+HN" in text
         assert rnn["final"] in text
@@ -90,25 +90,29 @@ def test_returns_of_tasks_and_many_episodes_stand_in_columns_of_their_own(lab: L
     lab.run(experiment, [0, 0, 1], tasks={"MiniGrid-LavaGapS7-v0": 1.0, "MiniGrid-DoorKey-6x6-v0": 0.75}, seed=1)
     lab.run(experiment, [0, 0, 1], episodes=range(11), environment="GridNavi, long")
     tasks, trials = sorted(report("columns", lab.root).environments, key=lambda environment: len(environment.name))
-    assert tasks.header[4:6] == ["DoorKey-6x6", "LavaGapS7"]
-    assert [cells(tasks, "RNN")[name] for name in tasks.header[4:6]] == ["0.50", "0.75"]
-    assert trials.header[4:15] == [f"episode {k}" for k in range(1, 12)]
+    assert tasks.header[3:5] == ["DoorKey-6x6", "LavaGapS7"]
+    assert [cells(tasks, "RNN")[name] for name in tasks.header[3:5]] == ["0.50", "0.75"]
+    assert trials.header[3:14] == [f"episode {k}" for k in range(1, 12)]
 
 
 def test_differences_to_a_method_stand_in_a_column_of_their_own(lab: Lab) -> None:
     experiment = lab.experiment("differences")
-    for seed in range(4):
+    for seed in range(5):
         lab.run(experiment, [0, 0, 3 + seed], seed=seed)
         lab.run(experiment, [0, 0, 7], seed=seed, method="RNN+HN")
+    lab.run(experiment, [0, 0, 4], method="RNN+S")
     lab.run(experiment, [0, 0, 1], method="RNN+HN", environment="elsewhere")
     made = report("differences", lab.root, against="RNN")
     gridnavi, elsewhere = made.environments
-    assert cells(gridnavi, "RNN+HN")["difference"] == "2.50 [1.50, 3.50]"  # 7 - 4.5; the middle 95 % of 256 means
-    assert cells(gridnavi, "RNN+HN")["final"] == "7.00 [7.00, 7.00]"
+    # 7 - 5; the middle 95 % of the means of all 3125 draws, from 3.8 to 6.2.
+    assert cells(gridnavi, "RNN+HN")["difference"] == "2.00 [0.80, 3.20] n=5 v 5"
+    assert cells(gridnavi, "RNN+HN")["final"] == "7.00 [7.00, 7.00] n=5"
+    assert cells(gridnavi, "RNN+S")["difference"] == "-1.00 (-3.00 to 1.00) n=1 v 5"  # 4 - 5, 4 - 7, 4 - 3
     assert cells(gridnavi, "RNN")["difference"] == cells(elsewhere, "RNN+HN")["difference"] == "-"
-    assert "mean final values, to RNN." in made.text
+    assert "mean final values, to RNN, with its [95 % bootstrap interval]" in made.text
+    assert "12.5 % of cases with 5 v 5 seeds" in made.text
     assert "difference" not in report("differences", lab.root).environments[0].header
-    with pytest.raises(ReportError, match=r"--against: no run has the method 'GRU'; there are RNN, RNN\+HN"):
+    with pytest.raises(ReportError, match=r"--against: no run has the method 'GRU'; there are RNN, RNN\+HN, RNN\+S"):
         report("differences", lab.root, against="GRU")
 
 
@@ -155,7 +159,7 @@ def test_the_newest_finished_run_of_a_seed_counts(lab: Lab) -> None:
     for unfinished in (False, True):
         made = report("newest", lab.root, unfinished=unfinished)
         assert cells(made.environments[0], "RNN")["final"].startswith("2.00")
-        assert cells(made.environments[0], "RNN (lr=0.001)")["seeds"] == "1"
+        assert cells(made.environments[0], "RNN (lr=0.001)")["final"].endswith("n=1")
         assert f"Dropped {2 if unfinished else 1} run(s)" in made.text
 
 

@@ -7,10 +7,12 @@ import pytest
 from scipy.stats import trim_mean
 
 from lightning_hyper.analysis.statistics import (
+    FEWEST,
     area_under_curve,
     bootstrap_difference,
     bootstrap_interval,
     interquartile_mean,
+    spread,
 )
 
 
@@ -78,6 +80,27 @@ def test_the_bootstrap_draws_whole_seeds() -> None:
     low, high = bootstrap_interval(np.stack([seeds, seeds + 10], axis=1))
     assert low[1] - low[0] == pytest.approx(10)
     assert high[1] - high[0] == pytest.approx(10)
+
+
+def test_few_seeds_have_no_interval_but_their_least_and_largest() -> None:
+    values = np.random.default_rng(6).normal(size=(FEWEST, 3))
+    np.testing.assert_array_equal(spread(values[:-1]), [values[:-1].min(0), values[:-1].max(0)])
+    np.testing.assert_array_equal(spread(values), bootstrap_interval(values))
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
+
+
+def test_intervals_of_five_seeds_err_as_often_as_reports_say() -> None:
+    # Of methods whose values are normal with mean 0, by what `report` prints of their intervals.
+    generator, trials = np.random.default_rng(7), 1500
+    one, other = generator.normal(size=(2, trials, 5))
+    holds = [low <= 0 <= high for low, high in (bootstrap_interval(each, resamples=400) for each in one)]
+    apart = [
+        not low <= 0 <= high
+        for _, low, high in (bootstrap_difference(*pair, resamples=400) for pair in zip(one, other, strict=True))
+    ]
+    assert np.mean(holds) == pytest.approx(0.89, abs=0.03)
+    assert np.mean(apart) == pytest.approx(0.125, abs=0.03)
 
 
 def test_the_area_is_the_mean_height_over_frames() -> None:

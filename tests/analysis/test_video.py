@@ -1,22 +1,24 @@
-"""A video shows what happened, plays where Pillow can read it, and its absence is explained."""
+"""A video shows what happened, plays where Pillow can read it, changes nothing, and its absence is explained."""
 
 import math
 import os
+import random
 import subprocess
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
-from lightning_hyper.agent import Agent
-from lightning_hyper.analysis import video
-from lightning_hyper.analysis.video import BACK_END, record
-from lightning_hyper.envs import GridNavi, HalfCheetah, Hopper, Pendulum
-from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.policies import DeterministicPolicy
-from lightning_hyper.nn import MLP
+from lightning_hyper.algorithms import PPO
+from lightning_hyper.analysis.video import Video, record
+from lightning_hyper.envs import GridNavi, Gym, HalfCheetah, Hopper, Pendulum, Trials, rendering
+from lightning_hyper.envs.rendering import BACK_END
+from lightning_hyper.experience import Rollouts
+from lightning_hyper.training.stop import GracefulStop
 
 RENDER = """
 import mujoco
@@ -37,9 +39,12 @@ def back_end():
     return found
 
 
-def agent_of(make_env):
-    spaces = Spaces.of(make_env(1))
-    return Agent(DeterministicPolicy(spaces, partial(MLP, hidden=[8]), noise=0.0), spaces, {})
+class Pushing(torch.nn.Module):
+    """The same action always, a half of what is largest, or the second there is."""
+
+    def act(self, step, state):
+        previous = step["previous_action"]
+        return {"action": torch.full_like(previous, 0.5 if previous.is_floating_point() else 1)}, state
 
 
 def pictures(path):
@@ -53,7 +58,7 @@ def pictures(path):
 
 def test_a_moving_cheetah_is_seen_moving_and_the_file_is_small(tmp_path, back_end, monkeypatch):
     monkeypatch.setenv(BACK_END, back_end)
-    path = record(agent_of(HalfCheetah), HalfCheetah, tmp_path / "new" / "cheetah.gif", frames=12)
+    path = record(Pushing(), HalfCheetah, tmp_path / "new" / "cheetah.gif", frames=12)
     frames, milliseconds = pictures(path)
     assert path == tmp_path / "new" / "cheetah.gif"
     assert (len(frames), milliseconds) == (12, 50)
@@ -64,9 +69,8 @@ def test_a_moving_cheetah_is_seen_moving_and_the_file_is_small(tmp_path, back_en
 
 def test_fast_simulators_are_shown_in_real_time_until_the_episode_ends(tmp_path, back_end, monkeypatch):
     monkeypatch.delenv(BACK_END, raising=False)
-    monkeypatch.setattr(video, "BACK_ENDS", ("disable", back_end))  # the second is tried when the first fails
-    short = partial(Hopper, episode_steps=12)
-    path = record(agent_of(Hopper), short, tmp_path / "hopper.gif", frames=1000)
+    monkeypatch.setattr(rendering, "BACK_ENDS", ("disable", back_end))  # the second is tried when the first fails
+    path = record(Pushing(), partial(Hopper, episode_steps=12), tmp_path / "hopper.gif", frames=1000)
     frames, milliseconds = pictures(path)
     # 13 positions of 8 ms, every fifth of which is drawn
     assert (len(frames), milliseconds) == (3, 40)
@@ -74,7 +78,7 @@ def test_fast_simulators_are_shown_in_real_time_until_the_episode_ends(tmp_path,
 
 def test_without_a_back_end_one_line_says_what_to_install(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv(BACK_END, "disable")
-    assert record(agent_of(HalfCheetah), HalfCheetah, tmp_path / "cheetah.gif", frames=2) is None
+    assert record(Pushing(), HalfCheetah, tmp_path / "cheetah.gif", frames=2) is None
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith("No video: MuJoCo cannot render here (disable: ")
     assert "libegl1 or libosmesa6" in line
@@ -82,16 +86,15 @@ def test_without_a_back_end_one_line_says_what_to_install(tmp_path, capfd, monke
 
 
 def test_a_pendulum_is_drawn_where_it_is(tmp_path):
-    class Still(Pendulum):
-        def advance(self, action):
-            return super().advance(action * 0)
+    class Falling(Pendulum):
+        def start(self, rows):
+            super().start(rows)
+            self.set_physics(torch.full((1, 1), math.pi / 2), torch.zeros(1, 1))
 
-        def _reset(self, tensordict=None, **options):
-            step = super()._reset(tensordict, **options)
-            self.set_physics(self._angle * 0 + math.pi / 2, self._velocity * 0)
-            return step
+        def simulate(self, action):
+            return super().simulate(action * 0)
 
-    frames, milliseconds = pictures(record(agent_of(Pendulum), Still, tmp_path / "pendulum.gif", frames=4))
+    frames, milliseconds = pictures(record(Pushing(), Falling, tmp_path / "pendulum.gif", frames=4))
     assert (len(frames), milliseconds) == (4, 50)
     rows, columns = np.nonzero(frames[0].min(-1) < 200)
     # Counter-clockwise from upright is to the left, at half of the picture's height.
@@ -101,15 +104,68 @@ def test_a_pendulum_is_drawn_where_it_is(tmp_path):
     assert later.mean() > rows.mean() + 1  # it falls
 
 
+def test_an_environment_of_gymnasium_is_filmed_by_its_own_pictures(tmp_path):
+    frames, milliseconds = pictures(record(Pushing(), partial(Gym, "CartPole-v1"), tmp_path / "pole.gif", seed=3))
+    # CartPole's frames take 0.02 s, every second of which is shown; pushed to one side the pole falls in a moment.
+    assert milliseconds == 40
+    assert 4 <= len(frames) <= 7
+    other = Gym("CartPole-v1", 1, render=True)
+    other.set_seed(3)
+    other.begin()
+    np.testing.assert_allclose(frames[0], other.render(), atol=10)  # within the palette
+    assert np.abs(frames[-1] - frames[0]).mean() > 0.1
+
+
+def test_trials_are_filmed_as_what_they_are_trials_of(tmp_path):
+    inner = partial(Gym, "Pendulum-v1", tasks=[{"g": 2.0}, {"g": 9.0}], arguments={"max_episode_steps": 4})
+    frames, _ = pictures(record(Pushing(), partial(Trials, inner, episodes=3), tmp_path / "trial.gif"))
+    assert len(frames) == 13
+
+
+def trained(fit, callbacks, env=Pendulum):
+    data = Rollouts(partial(env, num_envs=4, episode_steps=10), steps=10, eval_envs=2)
+    model = PPO(minibatches=1)
+    fit(model, data, callbacks, 80)
+    return model.state_dict(), (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+
+
+def test_training_is_the_same_with_and_without_it(fit, tmp_path):
+    (with_it, generators), (without, generators_without) = trained(fit, [Video(frames=5)]), trained(fit, [])
+    for name, tensor in without.items():
+        assert torch.equal(with_it[name], tensor)
+    assert torch.equal(generators[0], generators_without[0])
+    assert generators[1:] == generators_without[1:]
+    frames, _ = pictures(tmp_path / "episode.gif")
+    assert len(frames) == 5
+
+
+def test_a_training_that_was_stopped_is_not_filmed(fit, tmp_path):
+    class Interrupt(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            stop.signal = 2
+
+    stop = GracefulStop()
+    trained(fit, [Video(frames=2), Interrupt(), stop])
+    assert not (tmp_path / "episode.gif").exists()
+
+
+class Closed(Pendulum):
+    def render(self):
+        raise OSError("the screen is gone\nand more")
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"frames": 0}, "frames is 0"),
-        ({"path": "video.mp4"}, "video.mp4"),
-        ({"make_env": GridNavi}, "GridNavi"),
-    ],
+    ("env", "said"),
+    [(GridNavi, "No video: GridNavi makes no pictures"), (Closed, "No video: the screen is gone")],
 )
-def test_what_cannot_be_recorded_is_refused(tmp_path, options, said):
-    given = {"frames": 2, "path": "video.gif", "make_env": Pendulum, **options}
-    with pytest.raises(ValueError, match=said):
-        record(agent_of(Pendulum), given["make_env"], tmp_path / given["path"], frames=given["frames"])
+def test_what_cannot_be_filmed_is_said_in_one_line_and_does_not_fail(fit, tmp_path, capfd, env, said):
+    trained(fit, [Video()], env)
+    assert said in capfd.readouterr().err.splitlines()
+    assert not (tmp_path / "episode.gif").exists()
+
+
+def test_what_is_out_of_range_names_its_key(tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.callbacks Video\.frames is 0"):
+        Video(frames=0)
+    with pytest.raises(ValueError, match=r"video\.mp4"):
+        record(Pushing(), Pendulum, tmp_path / "video.mp4")

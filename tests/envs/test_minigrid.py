@@ -4,7 +4,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
 from lightning_hyper.envs import MiniGrid
@@ -12,7 +11,6 @@ from lightning_hyper.envs.minigrid import SETS, max_steps
 from lightning_hyper.envs.minigrid_package import level_seed
 
 ENGINES = ("batched", "minigrid")
-KEYS = ("observation", "direction", "mission", "reward", "terminated", "truncated", "step_count", "episode_return")
 # Their episodes are short, so that resets are many.
 SHORT = ("MiniGrid-MultiRoom-N2-S4-v0", "MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-GoToDoor-5x5-v0")
 
@@ -26,7 +24,7 @@ def actions_for(env, steps, seed=0):
 
 def started(env, seed=0):
     env.set_seed(seed)
-    return env.reset()
+    return env.begin()
 
 
 def record_levels(env):
@@ -50,7 +48,7 @@ def test_specs_hold(engine):
     assert env.action_spec.space.n == 7
     assert env.observation_spec["task"].space.n == 7
     assert env.observation_spec["mission"].space.n == sum(map(len, env.missions))
-    assert env.reset()["task"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert env.begin()["task"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
     check_env_specs(MiniGrid(2, tasks=["MiniGrid-Empty-5x5-v0"], engine=engine))
 
 
@@ -88,15 +86,15 @@ def test_every_step_equals_the_packages(engine):
         check(step, row, begin(row))
     ends = torch.zeros(2)
     for action in actions_for(env, 260):
-        step["action"] = action
-        full, step = env.step_and_maybe_reset(step)
-        after = full["next"]
+        after = env.advance(action)
+        over = after["done"].flatten()
+        step = env.begin(over) if over.any() else after
         for row, other in enumerate(others):
             observation, reward, terminated, truncated, _ = other.step(action[row].item())
             check(after, row, observation)
             assert after["reward"][row].item() == np.float32(reward)
             assert after["terminated"][row].item() == terminated
-            assert after["truncated"][row].item() == truncated
+            assert after["truncated"][row].item() == (truncated and not terminated)
             assert after["done"][row].item() == (terminated or truncated)
             if terminated or truncated:
                 check(step, row, begin(row))
@@ -105,20 +103,18 @@ def test_every_step_equals_the_packages(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_partial_reset_leaves_the_others_alone(play, engine):
-    env = MiniGrid(4, tasks=["MiniGrid-FourRooms-v0", "MiniGrid-KeyCorridorS3R3-v0"], engine=engine)
-    following, step = play(env, started(env), actions_for(env, 20))
-    step["_reset"] = torch.tensor([[False], [True], [False], [True]])
-    after = env.reset(step.clone())
-    for key in ("observation", "direction", "mission", "step_count", "episode_return", "is_init", "done"):
-        assert torch.equal(after[key][[0, 2]], following[-1][key][[0, 2]]), key
+def test_beginning_some_leaves_the_others_alone(play, engine):
+    tasks = ["MiniGrid-FourRooms-v0", "MiniGrid-KeyCorridorS3R3-v0"]
+    env, alone = (MiniGrid(4, tasks=tasks, engine=engine) for _ in range(2))
+    for one in (env, alone):
+        started(one)
+        following = play(one, actions_for(env, 20))
+    after = env.begin(torch.tensor([False, True, False, True]))
+    for key, entry in after.items():
+        assert torch.equal(entry[[0, 2]], following[key][-1][[0, 2]]), key
     assert after["step_count"].squeeze(-1).tolist() == [20, 0, 20, 0]
-    assert after["is_init"].squeeze(-1).tolist() == [False, True, False, True]
     # And the episodes that were left alone go on as they would have.
-    alone, other = MiniGrid(4, tasks=env.tasks, engine=engine), actions_for(env, 30, 1)
-    _, step_alone = play(alone, started(alone), actions_for(env, 20))
-    expected, _ = play(alone, step_alone, other)
-    found, _ = play(env, after.exclude("_reset"), other)
+    expected, found = (play(one, actions_for(env, 30, 1)) for one in (alone, env))
     for key in ("observation", "direction", "reward"):
         assert torch.equal(found[key][:, [0, 2]], expected[key][:, [0, 2]])
 
@@ -126,46 +122,34 @@ def test_partial_reset_leaves_the_others_alone(play, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_returned_entries_are_not_changed_by_later_steps(play, engine):
     env = MiniGrid(3, tasks=SHORT, engine=engine)
-    step = started(env)
-    step["action"] = actions_for(env, 1)[0]
-    full = env.step(step)
-    kept, copy = full["next"], full["next"].clone()
-    play(env, step.clone(), actions_for(env, 60))
-    env.reset()
-    for key in copy.keys():  # noqa: SIM118  a tensordict iterates over its rows
-        assert torch.equal(kept[key], copy[key]), key
+    started(env)
+    kept = env.advance(actions_for(env, 1)[0])
+    copy = {key: entry.clone() for key, entry in kept.items()}
+    play(env, actions_for(env, 60))
+    env.begin()
+    for key, entry in copy.items():
+        assert torch.equal(kept[key], entry), key
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_fresh_object_continues_bit_for_bit(play, engine):
+def test_a_fresh_object_continues_bit_for_bit(continues, engine):
     tasks = [*SHORT, "MiniGrid-KeyCorridorS3R1-v0"]
     env, other = (MiniGrid(6, tasks=tasks, engine=engine, levels=7, refresh=3) for _ in range(2))
-    actions = actions_for(env, 200)
-    _, step = play(env, started(env, 5), actions[:70])
-    state = {key: value.clone() for key, value in env.save_state().items()}
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
-    start = step.clone()
-    expected, _ = play(env, step, actions[70:])
-    other.load_state(state)
-    found, _ = play(other, start, actions[70:])
-    assert expected["done"].sum() > 6
-    for key in KEYS:
-        assert torch.equal(found[key], expected[key]), key
-    assert env.save_state().keys() == other.save_state().keys()
-    for key, value in other.save_state().items():
-        assert torch.equal(value, env.save_state()[key]), key
+    started(env, 5)
+    continues(env, other, actions_for(env, 200), 70)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_loading_replaces_an_episode_under_way(play, engine):
     env = MiniGrid(3, tasks=SHORT, engine=engine)
-    _, step = play(env, started(env, 1), actions_for(env, 15))
-    state, start = env.save_state(), step.clone()
-    expected, _ = play(env, step, actions_for(env, 40, 2))
+    started(env, 1)
+    play(env, actions_for(env, 15))
+    state = env.save_state()
+    expected = play(env, actions_for(env, 40, 2))
     env.load_state(state)
-    found, _ = play(env, start, actions_for(env, 40, 2))
-    for key in KEYS:
-        assert torch.equal(found[key], expected[key]), key
+    found = play(env, actions_for(env, 40, 2))
+    for key, entry in expected.items():
+        assert torch.equal(found[key], entry), key
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -199,15 +183,13 @@ def test_a_level_gives_way_after_as_many_resets_of_its_task():
     assert late.min() >= 10
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_runs_in_a_collector(engine):
-    env = MiniGrid(4, tasks=SHORT, engine=engine)
-    collector = Collector(env, None, frames_per_batch=400, total_frames=800)
-    for batch in collector:
-        steps = batch["step_count"][..., 0]
-        assert ((steps[:, 1:] == steps[:, :-1] + 1) | batch["is_init"][:, 1:, 0]).all()
-        assert batch["next", "done"].any()
-    collector.shutdown()
+def test_each_task_has_its_own_limit():
+    tasks = ["MiniGrid-Empty-5x5-v0", "MiniGrid-MultiRoom-N2-S4-v0"]
+    env = MiniGrid(2, tasks=tasks)
+    assert [max_steps(task) for task in tasks] == [100, 40]
+    started(env)
+    truncated = torch.stack([env.advance(torch.zeros(2, dtype=torch.int64))["truncated"] for _ in range(100)])
+    assert truncated.int().argmax(0).flatten().tolist() == [99, 39]
 
 
 @pytest.mark.parametrize("engine", ["batched", "minigrid"])
@@ -225,7 +207,9 @@ def test_an_absent_task_is_known_but_not_played(engine):
 
 def test_a_state_of_another_engine_is_refused():
     state = MiniGrid(3, tasks=SHORT, engine="minigrid").save_state()
-    with pytest.raises(ValueError, match=r"saved with another data\.env\.engine"):
+    with pytest.raises(
+        ValueError, match=r"ckpt_path: its MiniGrid episodes were saved with other options of data\.env"
+    ):
         MiniGrid(3, tasks=SHORT, engine="batched").load_state(state)
 
 
@@ -238,6 +222,7 @@ def test_a_state_of_another_engine_is_refused():
         ({"tasks": []}, "data.env.tasks is .*at least one id"),
         ({"tasks": ["MiniGrid-Unlock-v0"] * 2}, "none of them twice"),
         ({"tasks": ["BabyAI-GoToLocal-v0"]}, "BabyAI-GoToLocal-v0 makes its missions up with its levels"),
+        ({"tasks": ["MiniGrid-WFC-MazeSimple-v0"]}, "the minigrid package cannot make MiniGrid-WFC-MazeSimple-v0"),
         ({"tasks": ["MiniGrid-Dynamic-Obstacles-5x5-v0"]}, "has a view of 7x7 cells and 3 actions"),
         ({"num_envs": 6}, "data.env.num_envs is 6, but data.env.tasks lists 7.*must be at least 7"),
         ({"absent": ["MiniGrid-Unlock-v0"]}, r"data.env.absent is \['MiniGrid-Unlock-v0'\]; .*some of data.env.tasks"),

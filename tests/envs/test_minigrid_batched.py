@@ -299,7 +299,7 @@ def test_levels_are_made_when_drawn_and_kept():
 
     env.engine.levels._make = counted
     for _ in range(30):
-        env.reset()
+        env.begin()
     assert len(made) == len(set(made))
     assert max(made) >= 29
     # The same seed keeps them, another makes its own.
@@ -331,7 +331,7 @@ def test_a_level_with_unknown_things_names_the_way_out():
     try:
         env = MiniGrid(1, tasks=["MiniGrid-Surprise-Test-v0"])
         with pytest.raises(ValueError, match=r"does not know .*box with a ball.*set data.env.engine to minigrid"):
-            env.reset()
+            env.begin()
     finally:
         del gymnasium.registry["MiniGrid-Surprise-Test-v0"]
 
@@ -340,7 +340,7 @@ def test_a_step_compiles_to_one_graph_that_steps_alike():
     plain, compiled = MiniGrid(14, levels=4), MiniGrid(14, levels=4)
     for env in (plain, compiled):
         env.set_seed(0)
-        env.reset()
+        env.begin()
     graph = torch.compile(compiled.engine.step, backend="eager", fullgraph=True, dynamic=False)
     for _ in range(30):
         action = torch.randint(7, (14,))
@@ -353,15 +353,15 @@ def test_a_step_compiles_to_one_graph_that_steps_alike():
 def test_gpu_steps_equal_cpu_steps():
     cpu, gpu = MiniGrid(40, tasks="twenty"), MiniGrid(40, tasks="twenty", device="cuda")
     generator = torch.Generator().manual_seed(0)
-    steps = []
     for env in (cpu, gpu):
         env.set_seed(0)
-        steps.append(env.reset())
+        env.begin()
     for _ in range(300):
         action = torch.randint(7, (40,), generator=generator)
         found = []
-        for i, env in enumerate((cpu, gpu)):
-            full, steps[i] = env.step_and_maybe_reset(steps[i].set("action", action.to(env.device)))
-            found.append(full["next"].cpu())
-        for key in ("observation", "direction", "mission", "reward", "done", "step_count", "episode_return"):
-            assert torch.equal(found[0][key], found[1][key]), key
+        for env in (cpu, gpu):
+            step = env.advance(action.to(env.device))
+            env.begin(step["done"].flatten())
+            found.append(step)
+        for key, entry in found[0].items():
+            assert torch.equal(entry, found[1][key].cpu()), key

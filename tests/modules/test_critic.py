@@ -6,15 +6,26 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hyper.modules import Spaces
+from lightning_hyper.modules import Contexts, RunningNorm, Spaces
 from lightning_hyper.modules.critic import TwinCritic, frozen
-from lightning_hyper.nn import D2RL, Concat, Hyper, MLPTrunk, ResidualTrunk
+from lightning_hyper.nn import D2RL, MLP, Concat, ContextOnly, Hyper, ResidualTrunk, VectorEncoder
 
-SPACES = Spaces(observation=5, task=0, actions=3, discrete=False, low=(-1.0,) * 3, high=(1.0,) * 3)
+SPACES = Spaces(observation=(5,), actions=3, discrete=False, low=(-1.0,) * 3, high=(1.0,) * 3)
 PAPER = partial(Hyper, hidden=[256], activation="relu", init="sarafian", gain=True, trunk=ResidualTrunk)
 SMALL = partial(
     Hyper, hidden=[8], activation="relu", init="sarafian", gain=True, trunk=partial(ResidualTrunk, widths=(6, 7)),
 )  # fmt: skip
+
+
+class Bilinear(nn.Module):
+    """A user's own."""
+
+    def __init__(self, inputs, context, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, context))
+
+    def forward(self, x, context):
+        return ((x @ self.weight) * context).sum(-1, keepdim=True)
 
 
 def linears(network):
@@ -58,26 +69,70 @@ def generated(net, x, z):
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("order", ["SA", "AS", "constant"])
+def values(critic, state, action, task=None):
+    return critic({"observation": state}, action, None if task is None else Contexts(task))
+
+
+@pytest.mark.parametrize(
+    ("context", "inputs"),
+    [
+        (["state"], ["action"]),
+        (["action"], ["state"]),
+        (["constant"], ["state", "action"]),
+        (["action", "constant"], ["state"]),
+        (["task"], ["state", "action"]),
+        (["state", "task"], ["action"]),
+        (["task", "action", "constant"], ["state"]),
+        (["state", "action"], ["task"]),
+        (["state"], ["action", "task"]),
+        (["constant"], ["state", "action", "task"]),
+    ],
+)
 @pytest.mark.parametrize("network", [PAPER, SMALL])
 @pytest.mark.parametrize("shared_trunk", [False, True])
 @torch.no_grad()
-def test_values_equal_the_formula(order, network, shared_trunk):
-    critic = perturbed(TwinCritic(SPACES, network, order=order, shared_trunk=shared_trunk))
-    state, action = torch.randn(4, 5), torch.rand(4, 3) * 2 - 1
+def test_values_equal_the_formula(context, inputs, network, shared_trunk):
+    task = torch.randn(4, 2) if "task" in [*context, *inputs] else None
+    options = {"task_features": 0 if task is None else 2, "shared_trunk": shared_trunk}
+    critic = perturbed(TwinCritic(SPACES, network, context=context, **options))
+    parts = {"state": torch.randn(4, 5), "action": torch.rand(4, 3) * 2 - 1, "task": task}
+    if "constant" in context:
+        parts["constant"] = critic.constant.expand(4, 5)
+    c, x = (torch.cat([parts[name] for name in names], 1) for names in (context, inputs))
     stages = 3 if network is PAPER else 2
-    expected = []
-    for k, net in enumerate((critic.first, critic.second)):
-        if order == "constant":
-            x, context = torch.cat([state, action], 1), critic.constants[k].expand(4, 5)
-        else:
-            x, context = (action, state) if order == "SA" else (state, action)
-        expected.append(generated(net, x, residual(net.trunk, context, stages)))
-    values = critic(state, action)
-    for value, other in zip(values, expected, strict=True):
+    expected = [generated(net, x, residual(net.trunk, c, stages)) for net in (critic.first, critic.second)]
+    found = values(critic, parts["state"], parts["action"], task)
+    for value, other in zip(found, expected, strict=True):
         torch.testing.assert_close(value, other, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(*values)
-    torch.testing.assert_close(critic.value(state, action), values[0])
+    assert not torch.allclose(*found)
+    first = critic.value({"observation": parts["state"]}, parts["action"], None if task is None else Contexts(task))
+    torch.testing.assert_close(first, found[0])
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@torch.no_grad()
+def test_weights_of_a_task_that_frames_share_are_generated_once(shared_trunk):
+    critic = perturbed(TwinCritic(SPACES, SMALL, context=["task"], task_features=2, shared_trunk=shared_trunk))
+    tasks, index = torch.randn(3, 2), torch.randint(3, (20,))
+    rows = []
+    for net in (critic.first, critic.second):
+        net.layers[0].weight.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    state, action = torch.randn(20, 5), torch.randn(20, 3)
+    few = critic({"observation": state}, action, Contexts(tasks, index))
+    assert rows == [3, 3]
+    for value, other in zip(few, values(critic, state, action, tasks[index]), strict=True):
+        torch.testing.assert_close(value, other, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_state_is_standardised_as_the_policys_and_encoded_by_an_encoder_of_its_own():
+    norm = RunningNorm(5)
+    norm.update(3 * torch.randn(50, 5) + 1)
+    critic = TwinCritic(SPACES, SMALL, encoder=partial(VectorEncoder, widths=[4]), norm=norm)
+    state, action = torch.randn(6, 5), torch.randn(6, 3)
+    for net, value in zip((critic.first, critic.second), values(critic, state, action), strict=True):
+        expected = net(action, critic.observation.encoder(norm(state)))[:, 0]
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_network_of_the_paper_has_its_sizes():
@@ -107,9 +162,9 @@ def test_networks_begin_as_the_paper_says(scale, factor):
             assert not head.bias.any()
 
 
-@pytest.mark.parametrize("order", ["SA", "AS", "constant"])
-def test_twins_have_nothing_in_common_unless_they_share_the_trunk(order):
-    apart, together = (TwinCritic(SPACES, SMALL, order=order, shared_trunk=shared) for shared in (False, True))
+@pytest.mark.parametrize("context", ["state", "action", "constant"])
+def test_twins_have_nothing_in_common_unless_they_share_the_trunk(context):
+    apart, together = (TwinCritic(SPACES, SMALL, context=[context], shared_trunk=shared) for shared in (False, True))
     assert not {id(p) for p in apart.first.parameters()} & {id(p) for p in apart.second.parameters()}
     common = {id(p) for p in together.first.parameters()} & {id(p) for p in together.second.parameters()}
     assert common == {id(p) for p in together.first.trunk.parameters()}
@@ -118,49 +173,55 @@ def test_twins_have_nothing_in_common_unless_they_share_the_trunk(order):
     assert count[apart] - count[together] == trunk
 
 
-@pytest.mark.parametrize("order", ["SA", "AS"])
-def test_a_shared_trunk_is_evaluated_once_and_learns_for_both(order):
-    critic = TwinCritic(SPACES, SMALL, order=order, shared_trunk=True)
+@pytest.mark.parametrize("context", ["state", "action"])
+def test_a_shared_trunk_is_evaluated_once_and_learns_for_both(context):
+    critic = TwinCritic(SPACES, SMALL, context=[context], shared_trunk=True)
     calls = []
     critic.first.trunk.register_forward_hook(lambda *_: calls.append(1))
     state, action = torch.randn(6, 5), torch.randn(6, 3)
-    values = critic(state, action)
+    found = values(critic, state, action)
     assert len(calls) == 1
     parameters = list(critic.first.trunk.parameters())
     both, one, other = (
-        torch.autograd.grad(value.sum(), parameters, retain_graph=True) for value in (sum(values), *values)
+        torch.autograd.grad(value.sum(), parameters, retain_graph=True) for value in (sum(found), *found)
     )
     for total, a, b in zip(both, one, other, strict=True):
         assert a.any()
         torch.testing.assert_close(total, a + b, atol=1e-6, rtol=1e-4)
 
 
-def test_constants_learn():
-    critic = TwinCritic(SPACES, SMALL, order="constant")
-    sum(critic(torch.randn(6, 5), torch.randn(6, 3))).sum().backward()
-    one, other = critic.constants
-    assert not torch.equal(one, other)
-    assert one.grad.all()
-    assert other.grad.all()
+def test_the_constant_is_one_and_learns_for_both():
+    critic = TwinCritic(SPACES, SMALL, context=["constant"])
+    found = values(critic, torch.randn(6, 5), torch.randn(6, 3))
+    total, one, other = (
+        torch.autograd.grad(value.sum(), critic.constant, retain_graph=True)[0] for value in (sum(found), *found)
+    )
+    assert one.all()
+    assert other.all()
+    torch.testing.assert_close(total, one + other)
+    assert critic.constant.shape == (5,)
 
 
-@pytest.mark.parametrize("order", ["SA", "AS", "constant"])
+@pytest.mark.parametrize("context", [["state"], ["action"], ["constant"], ["task", "action"]])
 @pytest.mark.parametrize("network", [SMALL, partial(Concat, hidden=[8])])
-def test_leading_dimensions_may_be_any(order, network):
-    critic = TwinCritic(SPACES, network, order=order)
-    state, action = torch.randn(4, 7, 5), torch.randn(4, 7, 3)
-    flat = critic(state.flatten(0, 1), action.flatten(0, 1))
-    for value, other in zip(critic(state, action), flat, strict=True):
+def test_leading_dimensions_may_be_any(context, network):
+    critic = TwinCritic(SPACES, network, context=context, task_features=2)
+    given = torch.randn(4, 7, 5), torch.randn(4, 7, 3), torch.randn(4, 7, 2)
+    flat = values(critic, *(entry.flatten(0, 1) for entry in given))
+    for value, other in zip(values(critic, *given), flat, strict=True):
         assert value.shape == (4, 7)
         torch.testing.assert_close(value.flatten(), other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("order", "columns"), [("AS", [0, 1, 2, 3, 4, 5, 6, 7]), ("SA", [5, 6, 7, 0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("context", "columns"),
+    [(["action"], [0, 1, 2, 3, 4, 5, 6, 7]), (["state"], [5, 6, 7, 0, 1, 2, 3, 4]), ([], [0, 1, 2, 3, 4, 5, 6, 7])],
+)
 @torch.no_grad()
-def test_d2rl_shows_state_and_action_to_every_hidden_layer(order, columns):
-    critic = TwinCritic(SPACES, partial(D2RL, hidden=[8, 9, 7], activation="relu"), order=order)
+def test_d2rl_shows_state_and_action_to_every_hidden_layer(context, columns):
+    critic = TwinCritic(SPACES, partial(D2RL, hidden=[8, 9, 7], activation="relu"), context=context)
     state, action = torch.randn(6, 5), torch.randn(6, 3)
-    for net, value in zip((critic.first, critic.second), critic(state, action), strict=True):
+    for net, value in zip((critic.first, critic.second), values(critic, state, action), strict=True):
         one, two, three, out = linears(net)
         both = torch.cat([state, action], 1)[:, columns]
         h = affine(one, both).clamp(min=0)
@@ -172,9 +233,9 @@ def test_d2rl_shows_state_and_action_to_every_hidden_layer(order, columns):
 @torch.no_grad()
 def test_residual_features_go_into_a_plain_network_beside_the_action():
     trunk = partial(ResidualTrunk, widths=(6, 7), features=10)
-    critic = TwinCritic(SPACES, partial(Concat, hidden=[8, 9], activation="relu", trunk=trunk), order="SA")
+    critic = TwinCritic(SPACES, partial(Concat, hidden=[8, 9], activation="relu", trunk=trunk))
     state, action = torch.randn(6, 5), torch.randn(6, 3)
-    for net, value in zip((critic.first, critic.second), critic(state, action), strict=True):
+    for net, value in zip((critic.first, critic.second), values(critic, state, action), strict=True):
         z = residual(net.trunk, state, stages=2)
         assert z.shape == (6, 10)
         one, two, out = (layer for layer in linears(net) if not any(layer is t for t in linears(net.trunk)))
@@ -185,8 +246,9 @@ def test_residual_features_go_into_a_plain_network_beside_the_action():
 def test_values_are_float32_under_autocast():
     critic = TwinCritic(SPACES, SMALL)
     with torch.autocast("cpu", torch.bfloat16):
-        values = (*critic(torch.randn(6, 5), torch.randn(6, 3)), critic.value(torch.randn(6, 5), torch.randn(6, 3)))
-    assert {value.dtype for value in values} == {torch.float32}
+        found = (*values(critic, torch.randn(6, 5), torch.randn(6, 3)),)
+        found = (*found, critic.value({"observation": torch.randn(6, 5)}, torch.randn(6, 3)))
+    assert {value.dtype for value in found} == {torch.float32}
 
 
 def test_frozen_lets_gradients_through_and_gives_parameters_back_as_they_were():
@@ -195,7 +257,7 @@ def test_frozen_lets_gradients_through_and_gives_parameters_back_as_they_were():
     action = torch.randn(6, 3, requires_grad=True)
     with frozen(critic):
         assert not any(p.requires_grad for p in critic.parameters())
-        sum(critic(torch.randn(6, 5), action)).sum().backward()
+        sum(values(critic, torch.randn(6, 5), action)).sum().backward()
     assert action.grad.any()
     assert all(p.grad is None for p in critic.parameters())
     assert [id(p) for p in critic.parameters() if not p.requires_grad] == [id(held)]
@@ -204,13 +266,25 @@ def test_frozen_lets_gradients_through_and_gives_parameters_back_as_they_were():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"order": "SAS"}, "model.order is 'SAS'; choose one of SA, AS, constant"),
-        ({"shared_trunk": True, "network": partial(Hyper, hidden=[8])}, "model.shared_trunk: .* Hyper has none"),
-        ({"network": partial(Hyper, trunk=partial(ResidualTrunk, widths=()))}, "trunk.widths"),
-        ({"network": partial(Hyper, trunk=partial(ResidualTrunk, scale="ppo"))}, "trunk.scale is 'ppo'"),
-        ({"network": partial(Hyper, trunk=partial(MLPTrunk, widths=(0,)))}, "widths is"),
+        ({"context": ["SA"]}, "model.critic_context is 'SA'; choose one of state, action, constant, task"),
+        ({"context": ["state", "state"]}, "name each part once"),
+        ({"context": ["task"]}, "model.critic_context names task, but there is no model.context"),
+        ({"context": ["state", "action"]}, "leaves no input"),
+        ({"context": ["state", "action", "task"], "task_features": 2}, "leaves no input"),
+        ({"network": MLP}, "model.critic: MLP as it is set ignores its context, which .* says is state"),
+        ({"network": ContextOnly}, "model.critic: ContextOnly ignores its input, action"),
+        ({"shared_trunk": True, "network": partial(Hyper, hidden=[8])}, "model.shared_trunk: Hyper .* has no trunk"),
+        ({"shared_trunk": True, "network": Bilinear}, "model.shared_trunk: Bilinear .* has no trunk"),
     ],
 )
 def test_impossible_options_name_the_key(options, key):
     with pytest.raises(ValueError, match=key):
         TwinCritic(SPACES, **{"network": SMALL, **options})
+
+
+@torch.no_grad()
+def test_a_users_own_module_serves():
+    critic = TwinCritic(SPACES, Bilinear)
+    state, action = torch.randn(6, 5), torch.randn(6, 3)
+    expected = torch.einsum("ba,ac,bc->b", action, critic.second.weight, state)
+    torch.testing.assert_close(values(critic, state, action)[1], expected)

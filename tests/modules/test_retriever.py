@@ -1,109 +1,39 @@
-"""Retrieval against loops and calculations by hand, gradients included."""
+"""What retrievers weigh and which keys are kept, against loops and calculations by hand."""
 
 from functools import partial
 
 import pytest
 import torch
-from tensordict import TensorDict
 
-from lightning_hyper.memory import EpisodicMemory
-from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.retriever import AttentionRetriever, NearestRetriever
-from lightning_hyper.modules.task import RETRIEVE, OneHotTask
-from lightning_hyper.modules.task_agent import TaskAgent
-from lightning_hyper.nn import MLP, GridEncoder, Hyper, InputOnly
+from lightning_hyper.checks import RecipeError
+from lightning_hyper.modules.retriever import AttentionRetriever, KeyCache, NearestRetriever
+from lightning_hyper.nn import MLP
 
-SPACES = Spaces(147, 3, 7, True, image=(7, 7, 3), tasks=tuple("abc"), missions=(("go",), ("run", "walk"), ("open",)))
-TASK_OF = torch.tensor([0, 1, 1, 2])
 B, K = 6, 5
 
 
-def agent():
-    head = partial(MLP, hidden=[8], activation="tanh")
-    return TaskAgent(
-        SPACES,
-        encoder=partial(GridEncoder, channels=(4, 4, 6)),
-        actor=head,
-        critic=head,
-        task=OneHotTask,
-        decision=partial(Hyper, hidden=[], init="normc"),
-    )
-
-
-def observations(n):
-    return torch.randint(0, 6, (n, 7, 7, 3), dtype=torch.uint8)
-
-
-def filled(n=K):
-    memory = EpisodicMemory(capacity=n, rule="newest", recentre=False)
-    memory.begin(SPACES.image, SPACES.missions, 0)
-    mission = torch.randint(0, 4, (n,))
-    entries = {
-        "observation": observations(n),
-        "value": torch.randn(n),
-        "state_value": torch.zeros(n, 1),
-        "task": TASK_OF[mission],
-        "mission": mission,
-        "episode_return": torch.zeros(n),
-    }
-    memory.insert(TensorDict(entries, batch_size=[n]))
-    return memory
-
-
-def by_hand(made, memory, seen, mission, allowed):
-    """One observation and one entry at a time, from the generated weights."""
-
-    def projected(observation, which):
-        features = made.encoder(observation.unsqueeze(0))
-        ((weight, bias, _),) = made.decision.generate(made.task(which.view(1), torch.tensor([RETRIEVE])))
-        return weight[0] @ features[0] + bias[0]
-
-    held = memory.entries
-    keys = [projected(held["observation"][k], held["mission"][k]) for k in range(K)]
+@pytest.mark.parametrize("every", [False, True])
+def test_attention_equals_a_loop_with_its_gradients(every):
+    query, key = torch.randn(B, 4, requires_grad=True), torch.randn(K, 4, requires_grad=True)
+    value, places = torch.randn(K, requires_grad=True), torch.arange(K) + 10
+    allowed = torch.ones(B, K, dtype=torch.bool) if every else torch.rand(B, K) < 0.6
+    allowed[0] = every  # nothing at all
+    found = AttentionRetriever(4, 3).recall(query, key, value, None if every else allowed, places)
     values, confidence = [], []
     for b in range(B):
-        query = projected(seen[b], mission[b])
-        scores = {k: (query @ keys[k]).exp() for k in range(K) if allowed[b, k]}
-        total = sum(scores.values())
-        weights = {k: score / total for k, score in scores.items()}
-        values.append(sum((w * held["value"][k] for k, w in weights.items()), torch.zeros(())))
+        scores = {k: (query[b] @ key[k]).exp() for k in range(K) if allowed[b, k]}
+        weights = {k: score / sum(scores.values()) for k, score in scores.items()}
+        values.append(sum((w * value[k] for k, w in weights.items()), torch.zeros(())))
         confidence.append(max(weights.values(), default=torch.zeros(())))
-    return torch.stack(values), torch.stack(confidence)
-
-
-@pytest.mark.parametrize("tasks", ["all", "own"])
-def test_attention_equals_a_loop_with_its_gradients(tasks):
-    made, memory = agent(), filled()
-    retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, tasks=tasks)
-    seen, mission = observations(B), torch.tensor([0, 1, 2, 3, 1, 0])
-    allowed = torch.ones(B, K, dtype=torch.bool)
-    if tasks == "own":
-        allowed = TASK_OF[mission].unsqueeze(1) == memory.entries["task"]
-        assert not allowed.all()
-    recall = retriever(made, seen, TASK_OF[mission], mission, memory)[1]
-    value, confidence = by_hand(made, memory, seen, mission, allowed)
-    torch.testing.assert_close(recall.value, value, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(recall.confidence, confidence, atol=1e-5, rtol=1e-4)
-    assert torch.equal(recall.known, allowed.any(1))
-    parameters = [p for part in (made.encoder, made.task, made.decision) for p in part.parameters()]
-    got = torch.autograd.grad((recall.value + recall.confidence).sum(), parameters)
-    want = torch.autograd.grad((value + confidence).sum(), parameters)
+    values, confidence = torch.stack(values), torch.stack(confidence)
+    torch.testing.assert_close(found.value, values, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.confidence, confidence, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found.known, allowed.any(1))
+    assert torch.equal(found.places, places)
+    got = torch.autograd.grad((found.value + found.confidence).sum(), (query, key, value))
+    want = torch.autograd.grad((values + confidence).sum(), (query, key, value))
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
-    assert any(g.abs().sum() > 0 for g in got)
-
-
-def test_what_is_allowed_nothing_is_unknown_and_has_finite_gradients():
-    made, memory = agent(), filled()
-    memory.entries["task"].fill_(0)
-    memory.entries["mission"].fill_(0)
-    retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, tasks="own")
-    mission = torch.tensor([3, 0])
-    recall = retriever(made, observations(2), TASK_OF[mission], mission, memory)[1]
-    assert recall.known.tolist() == [False, True]
-    assert recall.value[0] == recall.confidence[0] == 0
-    grads = torch.autograd.grad((recall.value + recall.confidence).sum(), list(made.decision.parameters()))
-    assert all(g.isfinite().all() for g in grads)
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)  # finite where nothing is allowed
 
 
 def test_heads_attend_apart_and_scaling_flattens():
@@ -113,45 +43,6 @@ def test_heads_attend_apart_and_scaling_flattens():
     torch.testing.assert_close(two, sum(parts) / 2)
     scaled = AttentionRetriever(6, 4, scaled=True).weigh(query, key, None)
     torch.testing.assert_close(scaled, (query @ key.T / 6**0.5).softmax(-1))
-
-
-@pytest.mark.parametrize("options", [{}, {"projection": partial(InputOnly, hidden=[])}, {"refresh": 2}])
-def test_the_decision_layer_decides_as_it_does_without_a_memory(options):
-    made, memory = agent(), filled()
-    retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, **options)
-    seen, mission = observations(B), torch.tensor([0, 1, 2, 3, 1, 0])
-    decided, _ = retriever(made, seen, TASK_OF[mission], mission, memory)
-    torch.testing.assert_close(decided, made.decide(made.encoder(seen), mission), atol=1e-5, rtol=1e-4)
-
-
-def test_a_subset_takes_so_many_entries_anew_each_time():
-    made, memory = agent(), filled(40)
-    retriever = AttentionRetriever(made.features, made.task.out_features, subset=15)
-    mission = torch.zeros(B, dtype=torch.int64)
-    recalls = [retriever(made, observations(B), mission, mission, memory)[1] for _ in range(2)]
-    assert [len(recall.places) for recall in recalls] == [15, 15]
-    assert not torch.equal(recalls[0].places.sort().values, recalls[1].places.sort().values)
-
-
-def test_an_empty_memory_says_nothing():
-    made = agent()
-    retriever = AttentionRetriever(made.features, made.task.out_features)
-    memory = EpisodicMemory()
-    memory.begin(SPACES.image, SPACES.missions, 0)
-    mission = torch.zeros(B, dtype=torch.int64)
-    assert retriever(made, observations(B), mission, mission, memory)[1] is None
-
-
-def test_a_projection_of_its_own_is_used_and_knows_no_task():
-    made, memory = agent(), filled()
-    retriever = AttentionRetriever(
-        made.features, made.task.out_features, subset=None, projection=partial(InputOnly, hidden=[])
-    )
-    seen, mission = observations(B), torch.tensor([0, 1, 2, 3, 1, 0])
-    recall = retriever(made, seen, TASK_OF[mission], mission, memory)[1]
-    (layer,) = retriever.projection.layers
-    query, key = (layer(made.encoder(x)) for x in (seen, memory.entries["observation"]))
-    torch.testing.assert_close(recall.weights, (query @ key.T).softmax(-1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -173,39 +64,66 @@ def test_nearest_entries_equal_a_loop(kernel, every):
         assert weights[b].tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_kept_keys_are_encoded_again_when_entries_are_new_or_time_has_come():
-    made, memory = agent(), filled()
-    retriever = AttentionRetriever(made.features, made.task.out_features, subset=None, refresh=3)
-    fresh = AttentionRetriever(made.features, made.task.out_features, subset=None)
-    mission = torch.zeros(B, dtype=torch.int64)
-    seen = observations(B)
+def test_a_projection_is_made_by_the_sizes_of_features_and_context():
+    retriever = AttentionRetriever(6, 3, projection=partial(MLP, hidden=[]))
+    assert retriever.projection(torch.randn(2, 6), torch.randn(2, 3)).shape == (2, 6)
+    assert AttentionRetriever(6, 3).projection is None
 
-    def weights(of):
-        with torch.no_grad():
-            return of(made, seen, mission, mission, memory)[1].weights
 
-    torch.testing.assert_close(weights(retriever), weights(fresh))
-    key_before = retriever.keys.clone()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(1.1)
-    weights(retriever)
-    assert torch.equal(retriever.keys, key_before)  # the second call
-    memory.insert(filled(1).entries.update({"state_value": torch.zeros(1, 1)}))
-    weights(retriever)
-    assert (retriever.keys != key_before).any(1).sum() == 1  # the third: the new entry alone
-    torch.testing.assert_close(weights(retriever), weights(fresh))  # the fourth: all
-    recall = retriever(made, seen, mission, mission, memory)[1]
-    assert not torch.autograd.grad(recall.value.sum(), made.encoder.parameters(), allow_unused=True)[0].isnan().any()
+class Keys:
+    """Keys by hand: `version` in all places but those that are named."""
+
+    def __init__(self):
+        self.version, self.made = 1.0, []
+
+    def __call__(self, places):
+        self.made.append(places.tolist())
+        return torch.full((len(places), 2), self.version) + places.unsqueeze(1)
+
+
+def test_kept_keys_are_made_again_where_entries_are_new_or_all_are_due():
+    cache, keys = KeyCache(4, 2, refresh=3), Keys()
+    stamps, places = torch.tensor([1, 2, 3, 0]), torch.tensor([2, 0, 1])
+
+    def first():
+        return cache.keys(places, stamps, keys)[:, 0].tolist()
+
+    assert first() == [3, 1, 2]
+    keys.version = 100.0
+    assert first() == [3, 1, 2]  # the second call: kept
+    stamps[0] = 4
+    assert first() == [3, 100, 2]  # the third: the new entry alone
+    assert first() == [102, 100, 101]  # the fourth: all
+    assert keys.made == [[2, 0, 1], [0], [2, 0, 1]]
+    stamps[3] = 5
+    assert cache.keys(torch.tensor([3]), stamps, keys)[:, 0].tolist() == [103]
+    assert keys.made[-1] == [3]
+
+
+def test_kept_keys_have_no_gradient():
+    made = torch.nn.Linear(1, 2)
+    cache = KeyCache(4, 2, refresh=3)
+    found = cache.keys(torch.tensor([0, 1]), torch.ones(4, dtype=torch.int64), lambda at: made(at.unsqueeze(1).float()))
+    assert not found.requires_grad
+
+
+def test_a_restored_cache_goes_on_exactly():
+    cache, other, keys = KeyCache(4, 2, refresh=2), KeyCache(4, 2, refresh=2), Keys()
+    stamps, places = torch.tensor([1, 2, 3, 4]), torch.arange(4)
+    cache.keys(places, stamps, keys)
+    other.load_state(cache.save_state())
+    keys.version = 7.0
+    for _ in range(3):  # kept, due, kept
+        stamps[1] += 9
+        assert torch.equal(cache.keys(places, stamps, keys), other.keys(places, stamps, keys))
 
 
 def test_bad_options_are_named():
-    for options, message in (
-        ({"subset": 0}, "retriever.subset is 0"),
-        ({"tasks": "mine"}, "retriever.tasks is 'mine'"),
-        ({"heads": 4}, "retriever.heads is 4; it must divide the encoder's 6"),
+    for make, message in (
+        (partial(AttentionRetriever, subset=0), r"model.retriever.subset is 0"),
+        (partial(AttentionRetriever, refresh=0), r"model.retriever.refresh is 0"),
+        (partial(AttentionRetriever, heads=4), r"model.retriever.heads is 4; it must divide the encoder's 6"),
+        (partial(NearestRetriever, k=0), r"model.retriever.k is 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            AttentionRetriever(6, 4, **options)
-    with pytest.raises(ValueError, match=r"retriever.kernel is 'rbf'"):
-        NearestRetriever(6, 4, kernel="rbf")
+        with pytest.raises(RecipeError, match=message):
+            make(6, 4)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Independent, Normal
 from torchrl.objectives import ClipPPOLoss
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.objectives import PPOLoss
 
 
@@ -60,15 +61,61 @@ def test_policy_and_entropy_terms_equal_torchrls():
     torch.testing.assert_close(ours["value"], 0.5 * (data["value"] - data["target"]).square().mean())
 
 
-def test_value_term_is_the_larger_huber_loss_of_clipped_and_unclipped():
+def value_losses(now, old, target, **options):
     data = batch(1)
     data.update(
-        value=torch.tensor([3.0]), old_value=torch.tensor([0.0]), target=torch.tensor([2.5]), advantage=torch.zeros(1)
-    )
-    out = losses(PPOLoss(clip=0.2, value=0.5, entropy=0.0), data)
+        value=torch.tensor([now]), old_value=torch.tensor([old]), target=torch.tensor([target]),
+        advantage=torch.zeros(1),
+    )  # fmt: skip
+    return {key: loss.item() for key, loss in losses(PPOLoss(**options), data).items()}
+
+
+def test_value_term_is_the_larger_huber_loss_of_clipped_and_unclipped():
+    out = value_losses(3.0, 0.0, 2.5, clip=0.2, value=0.5, value_loss="huber", clip_value=True)
     unclipped, clipped = 0.5 * 0.5 * 0.5**2, 0.5 * (2.3 - 0.5)
-    assert out["value"].item() == pytest.approx(max(unclipped, clipped))
-    assert out["total"].item() == pytest.approx(0.5 * clipped)
+    assert out["value"] == pytest.approx(max(unclipped, clipped))
+    assert out["total"] == pytest.approx(0.5 * clipped)
+    out = value_losses(0.1, 0.0, 2.5, clip=0.2, value_loss="huber", clip_value=True)  # moved less than the clip
+    assert out["value"] == pytest.approx(0.5 * (2.4 - 0.5))
+
+
+def test_value_term_is_half_the_squared_error_unless_told_otherwise():
+    out = value_losses(3.0, 0.0, 0.5)
+    assert out["value"] == out["total"] == pytest.approx(0.5 * 2.5**2)
+    assert value_losses(3.0, 0.0, 0.5, value_loss="huber")["value"] == pytest.approx(0.5 * (2.5 - 0.5))
+
+
+def test_the_surrogate_equals_a_loop_and_its_weights_weigh():
+    data = batch()
+    out = losses(PPOLoss(clip=0.1, entropy=0.3, value=0.7), data)
+    policy, entropy, clipped, kl = [], [], [], []
+    for k in range(64):
+        p = data["logits"][k].softmax(-1)
+        ratio = (p[data["action"][k]] / data["log_prob"][k].exp()).item()
+        a = data["advantage"][k].item()
+        policy.append(-min(ratio * a, min(max(ratio, 0.9), 1.1) * a))
+        entropy.append(-(p * p.log()).sum().item())
+        clipped.append(abs(ratio - 1) > 0.1)
+        kl.append(ratio - 1 - math.log(ratio))
+    value = 0.5 * (data["value"] - data["target"]).square().mean().item()
+    mean = {key: sum(x) / 64 for key, x in (("policy", policy), ("entropy", entropy), ("kl", kl))}
+    for key, expected in mean.items():
+        assert out[key].item() == pytest.approx(expected, rel=1e-4)
+    assert out["clipped"].item() == pytest.approx(sum(clipped) / 64)
+    assert 0 < sum(clipped) < 64
+    assert out["total"].item() == pytest.approx(mean["policy"] + 0.7 * value - 0.3 * mean["entropy"], rel=1e-4)
+
+
+def test_real_actions_have_one_ratio_for_all_their_dimensions():
+    mean, old = torch.randn(20, 3), torch.randn(20, 3) * 0.1
+    action = torch.randn(20, 3)
+    data = {key: entry[:20] for key, entry in batch().items() if key != "logits"}
+    data.update(action=action, log_prob=Independent(Normal(mean + old, 0.8), 1).log_prob(action))
+    out = PPOLoss()(Independent(Normal(mean, 0.8), 1), data.pop("value"), **data)
+    z, z_old = (action - mean) / 0.8, (action - mean - old) / 0.8
+    ratio = (0.5 * (z_old.square() - z.square())).sum(-1).exp()
+    expected = -torch.min(ratio * data["advantage"], ratio.clamp(0.8, 1.2) * data["advantage"]).mean()
+    torch.testing.assert_close(out["policy"], expected)
 
 
 def test_fresh_data_has_ratio_one():
@@ -89,7 +136,7 @@ def test_no_gradient_where_a_good_action_is_already_likely_enough():
     assert logits.grad.abs().max().item() == 0
 
 
-@pytest.mark.parametrize(("options", "key"), [({"clip": 0.0}, "loss.clip"), ({"value_loss": "l1"}, "loss.value_loss")])
-def test_bad_options_name_the_key(options, key):
-    with pytest.raises(ValueError, match=key):
-        PPOLoss(**options)
+@pytest.mark.parametrize("clip", [0.0, 1.0, -0.1])
+def test_a_clip_out_of_range_is_named(clip):
+    with pytest.raises(RecipeError, match=r"model.loss.clip is .*; it must lie between 0 and 1"):
+        PPOLoss(clip=clip)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.objectives import DecayingAlpha, DynamicAlpha, FixedAlpha, PPOLoss
 
 
@@ -23,7 +24,7 @@ def test_dynamic_alpha_has_a_gradient_only_above_its_floor():
 
 
 def test_value_loss_and_its_gradients_equal_the_formula():
-    loss = PPOLoss(clip=0.2, entropy=0.0, value=1.0, value_loss="mse")
+    loss = PPOLoss(clip=0.2, clip_value=True)
     value = torch.tensor([0.5, 0.9, -0.2], requires_grad=True)
     recalled = torch.tensor([0.1, 0.8, 0.4], requires_grad=True)
     alpha = torch.tensor([0.1, 0.6, 0.3], requires_grad=True)
@@ -57,7 +58,36 @@ def test_value_loss_and_its_gradients_equal_the_formula():
         assert tensor.grad.tolist() == pytest.approx(grads[name], rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("make", [lambda: DynamicAlpha(floor=1.5), lambda: FixedAlpha(value=-0.1)])
+def test_without_a_clip_of_values_the_loss_is_the_papers():
+    value, target = torch.tensor([0.5, -1.0]), torch.tensor([1.0, 0.0])
+    recalled, alpha = torch.tensor([0.1, 3.0]), torch.tensor([0.25, 1.0])
+    rest = {"action": torch.zeros(2, dtype=torch.int64), "log_prob": torch.zeros(2), "advantage": torch.zeros(2)}
+    out = PPOLoss()(
+        Categorical(logits=torch.zeros(2, 2)), value, **rest, old_value=torch.zeros(2), target=target,
+        remembered=(recalled, alpha),
+    )  # fmt: skip
+    assert out["value"].item() == pytest.approx(0.5 * ((0.75 * 0.25 + 0.25 * 0.16) + 16.0) / 2)
+
+
+def test_alpha_zero_is_the_loss_without_a_memory():
+    data = {key: torch.randn(5) for key in ("old_value", "advantage", "target")}
+    data |= {"action": torch.zeros(5, dtype=torch.int64), "log_prob": torch.zeros(5)}
+    policy, value = Categorical(logits=torch.randn(5, 2)), torch.randn(5)
+    for options in ({}, {"clip_value": True, "value_loss": "huber"}):
+        loss = PPOLoss(**options)
+        with_memory = loss(policy, value, **data, remembered=(torch.randn(5), torch.zeros(5)))
+        for key, expected in loss(policy, value, **data).items():
+            torch.testing.assert_close(with_memory[key], expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DynamicAlpha(floor=1.5), lambda: FixedAlpha(value=-0.1), lambda: DecayingAlpha(begin=2.0)]
+)
 def test_a_share_out_of_range_is_named(make):
-    with pytest.raises(ValueError, match=r"model.alpha.(floor|value) is .* must lie in \[0, 1\]"):
+    with pytest.raises(RecipeError, match=r"model.alpha.(floor|value|begin) is .* must lie in \[0, 1\]"):
         make()
+
+
+def test_a_power_that_does_not_decay_is_named():
+    with pytest.raises(RecipeError, match=r"model.alpha.power is 0"):
+        DecayingAlpha(power=0.0)

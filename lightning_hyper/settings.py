@@ -1,0 +1,50 @@
+"""The keys of a recipe besides `model`, `data`, `trainer` and `checkpoint`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is beyond its parts.
+
+    Args:
+        frames: environment frames to train for, all ranks together.
+        seed: of weights, tasks, actions and minibatches.
+        experiment: MLflow experiment, and folder under the root.
+        root: folder under which everything lies that a run writes.
+        run: name of the run; made of recipe and seed by default.
+        paper: arXiv number of the paper; a tag.
+        method: name of the method; a tag, by which reports group runs.
+        environment: name of the environment; a tag, by which reports group runs.
+        variant: what a sweep varies in this run; a tag.
+        parent: MLflow id of the parent run; a sweep sets it.
+        tracking_uri: MLflow server; a database under the root by default.
+        weights: checkpoint whose weights training begins with.
+        stop_at_return: end early at this `eval/return`.
+        threads: threads of PyTorch; by default those of OMP_NUM_THREADS, which is 1 unless it is set.
+        matmul: float32 matrix products on CPUs: probe for a faster path that is as exact, or leave PyTorch's.
+    """
+
+    frames: int = 1_000_000
+    seed: int = 0
+    experiment: str = "default"
+    root: str = "runs"
+    run: str | None = None
+    paper: str = ""
+    method: str = ""
+    environment: str = ""
+    variant: str = ""
+    parent: str | None = None
+    tracking_uri: str | None = None
+    weights: str | None = None
+    stop_at_return: float | None = None
+    threads: int | None = None
+    matmul: Literal["auto", "default"] = "auto"
+
+
+KEYS = ("model", "data", "trainer", "checkpoint", *(field.name for field in fields(Settings)))
+TEXTS = {field.name for field in fields(Settings) if str(field.type).startswith("str")}  # never read as YAML
+OPTIONAL = {field.name for field in fields(Settings) if str(field.type).endswith("None")}

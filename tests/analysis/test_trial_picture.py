@@ -1,0 +1,65 @@
+"""The picture of a trial shows the way that was walked, and drawing it changes nothing."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_hyper.algorithms import PPO
+from lightning_hyper.analysis.trial_picture import TrialPicture, draw_trial
+from lightning_hyper.envs import GridNavi, Pendulum, Trials
+from lightning_hyper.experience import Rollouts
+
+
+class Walk:
+    """Up for two frames, then right, from the beginning of each episode."""
+
+    def act(self, step, state):
+        frame = int(step["step_count"][0]) % 5
+        return {"action": torch.tensor([1 if frame < 2 else 2])}, state
+
+
+def paths(figure):
+    return [axes.lines[1].get_xydata() for axes in figure.axes]  # the goal is the first
+
+
+@pytest.mark.parametrize("boundary", ["first", "last"])
+def test_every_episode_is_drawn_from_the_start_to_its_last_cell(boundary):
+    env = Trials(partial(GridNavi, 1, episode_steps=5), episodes=3, boundary=boundary)
+    figure = draw_trial(Walk(), env)
+    assert len(figure.axes) == 3
+    for path in paths(figure):
+        assert path.round().tolist() == [[0, 0], [0, 1], [0, 2], [1, 2], [2, 2], [3, 2]]
+    goal = env.current["task"][0]
+    hits = 1.0 * any((goal == torch.tensor(cell)).all() for cell in ([0, 2], [1, 2], [2, 2], [3, 2]))
+    for axes in figure.axes:
+        np.testing.assert_allclose(axes.lines[0].get_xydata()[0], goal)
+        assert axes.get_title().endswith(f": {-0.5 + 1.1 * hits:.1f}")
+
+
+def test_an_episode_alone_has_one_panel():
+    (path,) = paths(draw_trial(Walk(), GridNavi(1, episode_steps=4)))
+    assert path.round().tolist() == [[0, 0], [0, 1], [0, 2], [1, 2], [2, 2]]
+
+
+def trained(fit, callbacks, env=None):
+    make = env or partial(Trials, partial(GridNavi, num_envs=4, episode_steps=4), episodes=2)
+    model, data = PPO(minibatches=1), Rollouts(make, steps=None, eval_envs=2)
+    fit(model, data, callbacks, 200)
+    return model.state_dict(), torch.get_rng_state(), np.random.get_state()[1]
+
+
+def test_training_is_the_same_with_and_without_it(fit, tmp_path):
+    (with_it, state, numpy), (without, state_without, numpy_without) = trained(fit, [TrialPicture()]), trained(fit, [])
+    for name, tensor in without.items():
+        assert torch.equal(with_it[name], tensor)
+    assert torch.equal(state, state_without)
+    assert (numpy == numpy_without).all()
+    assert (tmp_path / "trial.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_environment_without_a_map_is_said_in_one_line(fit, tmp_path, capfd):
+    trained(fit, [TrialPicture()], partial(Pendulum, num_envs=4, episode_steps=10))
+    assert "No picture of a trial: Pendulum has no map" in capfd.readouterr().err.splitlines()
+    assert not (tmp_path / "trial.png").exists()
