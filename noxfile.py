@@ -63,9 +63,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def recipes(session: nox.Session) -> None:
-    """Every shipped recipe parses and trains two batches."""
+    """Every shipped recipe parses, one of each method trains; then the matrix of contexts, conditioning, algorithms and
+    environments: trained two batches, or refused, with the sentence."""
     shared(session)
     run(session, "-m", "pytest", "-q", "tests/recipes", *session.posargs)
+    run(session, "tests/recipes/matrix.py")
 
 
 @nox.session(venv_backend="none")

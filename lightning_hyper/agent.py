@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from lightning_hyper.parts import instantiate_model
 from lightning_hyper.tracking import database
 
 
-def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | None = None) -> Agent:
+def load(
+    source: str | Path,
+    *,
+    root: str | Path = "runs",
+    tracking_uri: str | None = None,
+    allow: Sequence[str] = (),
+) -> Agent:
     """The agent of a checkpoint, with its normalisers, ready to act.
 
     Args:
@@ -27,9 +34,11 @@ def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | N
             (`runs:/<id>/best` for its best).
         root: folder whose MLflow database is asked for a run.
         tracking_uri: MLflow server to ask instead.
+        allow: modules, packages or classes outside of this package that the checkpoint may name.
 
     Raises:
         CheckpointError: the checkpoint is missing, truncated or foreign.
+        RecipeError: it names parts that are neither this package's nor allowed.
     """
     if str(source).startswith("runs:/"):
         with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +46,7 @@ def load(source: str | Path, *, root: str | Path = "runs", tracking_uri: str | N
     else:
         checkpoint = read_checkpoint(source)
     with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
-        model = instantiate_model(checkpoint["recipe"]["model"])
+        model = instantiate_model(checkpoint["recipe"]["model"], allow=allow)
         spaces = Spaces(**checkpoint["spaces"])
         model.build(spaces)
     model.load_state_dict(checkpoint["state_dict"])
@@ -151,8 +160,8 @@ class Agent:
         """Observations of a Gymnasium environment as they are shown in training."""
         assert self._raw is not None
         try:
-            single = self._raw.contains(observation) or gym_spaces.is_single(self._raw, observation)
-            return gym_spaces.to_observation(self._raw, observation, batched=not single)
+            batched = not gym_spaces.is_single(self._raw, observation)
+            return gym_spaces.to_observation(self._raw, observation, batched=batched)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"observation is not one of {self._raw}, nor a batch of them ({error})") from error
 

@@ -103,7 +103,7 @@ class Command(LightningCLI):
         folder: where the run writes.
     """
 
-    def __init__(self, call: Call, recipe: Mapping[str, Any] | Sequence[str]) -> None:
+    def __init__(self, call: Call, recipe: dict[str, Any] | list[str]) -> None:
         self.call = call
         super().__init__(
             Algorithm,

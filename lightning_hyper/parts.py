@@ -13,10 +13,11 @@ from torch import nn as torch_nn
 
 from lightning_hyper import algorithms, envs, experience, memory, modules, nn, objectives
 from lightning_hyper.algorithms import Algorithm
-from lightning_hyper.analysis import attention, gradient_similarity
+from lightning_hyper.analysis import attention, gradient_similarity, trial_picture, video
 from lightning_hyper.checks import RecipeError
 
-ROOMS = (envs, experience, memory, modules, nn, objectives, algorithms, attention, gradient_similarity)
+CALLBACKS = (attention, gradient_similarity, trial_picture, video)
+ROOMS = (envs, experience, memory, modules, nn, objectives, algorithms, *CALLBACKS)
 PARTS = ("model", "data", "trainer", "checkpoint")  # the keys of a recipe below which classes are named
 OWN = ("lightning_hyper.", "lightning.pytorch.", "torch.nn.")  # where the classes of any recipe of ours come from
 
@@ -43,7 +44,8 @@ def with_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _replaced(value, shared) if key in PARTS else value for key, value in recipe.items()}
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    subclass: type[Any]
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
@@ -61,7 +63,7 @@ def refuse_foreign(recipe: Mapping[str, Any], key: str, allow: Sequence[str] = (
     """Check that a recipe that comes with a checkpoint names nothing to import but parts of this package.
 
     Args:
-        recipe: of a checkpoint.
+        recipe: of a checkpoint; what its keys other than those of parts say is not looked at.
         key: what names the checkpoint, for messages.
         allow: modules, packages or classes that may be named besides.
 
@@ -69,9 +71,14 @@ def refuse_foreign(recipe: Mapping[str, Any], key: str, allow: Sequence[str] = (
         RecipeError: it names something else.
     """
     trusted = (*OWN, *(f"{name}." for name in allow))
-    for text in _texts(recipe):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text) and not f"{text}.".startswith(trusted):
-            raise RecipeError(f"{key}: the checkpoint's recipe names {text}, which is no part of this package")
+    for text in _texts({part: recipe[part] for part in PARTS if part in recipe}):
+        # A path, or Gymnasium's name for an environment of a module, `module:Name-v0`.
+        path = re.fullmatch(r"((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)|([A-Za-z_][\w.]*):[A-Za-z_].*", text)
+        if path and not f"{path[1] or path[2]}.".startswith(trusted):
+            raise RecipeError(
+                f"{key}: the checkpoint's recipe names {text}, which is no part of this package; where you trust it, "
+                "say so with `load(..., allow=[...])`, or on the command line by naming the recipe itself with -c"
+            )
 
 
 def _texts(tree: Any) -> Iterator[str]:
@@ -92,7 +99,7 @@ def instantiate_model(config: Mapping[str, Any], *, allow: Sequence[str] = ()) -
     Raises:
         RecipeError: it cannot be made, or names something that is not allowed.
     """
-    refuse_foreign(config, "model", allow)
+    refuse_foreign({"model": config}, "model", allow)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Algorithm, "model", required=True)
     return cast(Algorithm, instantiate(parser, parse(parser, {"model": dict(config)})).model)
@@ -105,7 +112,7 @@ def parse(parser: ArgumentParser, recipe: Mapping[str, Any]) -> Namespace:
         RecipeError: a key, class or value that a part does not take.
     """
     try:
-        return parser.parse_object(with_paths(recipe))
+        return cast(Namespace, parser.parse_object(with_paths(recipe)))
     except ArgumentError as error:
         raise RecipeError(sentence(str(error))) from error
 
@@ -113,7 +120,7 @@ def parse(parser: ArgumentParser, recipe: Mapping[str, Any]) -> Namespace:
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     """Make the objects of a parsed recipe; what a constructor raises comes as it was raised."""
     try:
-        return parser.instantiate(config)
+        return cast(Namespace, parser.instantiate(config))
     except ValueError as error:
         # Where an argument may be of several types, jsonargparse wraps what the constructor said.
         fault: BaseException = error

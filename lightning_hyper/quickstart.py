@@ -1,13 +1,15 @@
-"""The main job, small: RNN and RNN+HN learn GridNavi, next to what chance and the best explorer get."""
+"""The main job, small: RNN and RNN+HN learn GridNavi, next to what chance and the best policy get."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from lightning_hyper.folder import Root, RunFolder
+from lightning_hyper.recipes import stem
+from lightning_hyper.sweep import sweep
 
 RECIPES = ("recurrent/gridnavi_rnn", "recurrent/gridnavi_rnn_hn")
 EXPERIMENT = "quickstart"
@@ -21,51 +23,37 @@ def quickstart(root: str | Path = "runs", overrides: Sequence[str] = ()) -> int:
         overrides: options passed on to `fit`.
 
     Returns:
-        0, or the exit code of the training that failed.
+        0, or the exit code of the sweep of which a run failed.
     """
-    folders = {}
-    for recipe in RECIPES:
-        run = recipe.rpartition("/")[2]
-        folders[recipe] = folder = Path(root) / EXPERIMENT / run
-        if (folder / "finished.json").exists():
-            continue
-        command = [sys.executable, "-m", "lightning_hyper", "fit", "-c", recipe, "--root", str(root)]
-        command += ["--experiment", EXPERIMENT, "--run", run, *overrides]
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            command += ["--ckpt_path", "last"]
-        print(f"\n{recipe}", flush=True)
-        code = subprocess.run(command).returncode
-        if code:
-            return code
-    _show(folders, root)
-    return 0
+    options = ["--trainer.callbacks+=TrialPicture", *overrides]
+    code = sweep(RECIPES, [0], jobs=1, experiment=EXPERIMENT, root=root, overrides=options)
+    if code == 0:
+        _show([Root(Path(root)).run(EXPERIMENT, f"{stem([recipe])}-seed0") for recipe in RECIPES], root)
+    return code
 
 
-def _show(folders: dict[str, Path], root: str | Path) -> None:
-    from lightning_hyper.analysis.gridnavi import explorer_returns, random_returns, told_returns
+def _show(folders: Sequence[RunFolder], root: str | Path) -> None:
+    from lightning_hyper.analysis.gridnavi import optimal_returns, random_returns, told_returns
     from lightning_hyper.analysis.report import report
     from lightning_hyper.checkpoint_file import read_checkpoint
-    from lightning_hyper.envs import GridNavi
+    from lightning_hyper.envs import GridNavi, Trials
 
-    env = GridNavi(1)
+    env = Trials(GridNavi, episodes=4)
     rows: dict[str, Sequence[float]] = {"random actions": random_returns(env).tolist()}
-    for folder in folders.values():
-        summary = json.loads((folder / "finished.json").read_text())
-        method = read_checkpoint(folder / "checkpoints" / "last.ckpt")["recipe"]["method"]
+    for folder in folders:
+        summary = folder.summary() or {}
+        method = read_checkpoint(folder.last)["recipe"]["method"]
         rows[method] = [summary[f"eval/episode_{k + 1}"] for k in range(env.episodes)]
-    rows["best explorer"] = explorer_returns(env).tolist()
+    rows["best policy"] = optimal_returns(env).tolist()
     rows["told the goal"] = told_returns(env).tolist()
-    references = {name: sum(rows[name]) for name in ("random actions", "best explorer")}
+    references = {name: sum(rows[name]) for name in ("random actions", "best policy")}
     made = report(EXPERIMENT, root, references=references)
     print(f"\nGridNavi: mean return in each episode of a trial\n\n{'':16}", end="")
     print("".join(f"episode {k + 1:<3}" for k in range(env.episodes)), "    trial")
     for name, returns in rows.items():
         print(f"{name:16}" + "".join(f"{value:9.2f}  " for value in returns) + f"{sum(returns):10.2f}")
-    print(
-        "\nThe methods are measured on sampled trials; random and told are exact, the best explorer is found by search."
-    )
-    print("Pictures:")
-    for path in (*sorted(made.folder.glob("*.png")), *(folder / "trial.png" for folder in folders.values())):
+    print("\nThe methods are measured by most likely actions, the others computed exactly.\nPictures:")
+    for path in (*sorted(made.folder.glob("*.png")), *(folder.path / "trial.png" for folder in folders)):
         print(f"  {path}")
     print(f"\nBoth runs in MLflow:  {os.path.relpath(sys.executable)} -m lightning_hyper ui --root {root}")
 

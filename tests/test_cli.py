@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -49,6 +50,19 @@ def test_training_verbs_are_handed_on_with_their_exit_code(verb: str, monkeypatc
     monkeypatch.setitem(sys.modules, "lightning_hyper.experiment", experiment)
     assert cli.main([verb, "-c", "x", "--seed", "1"]) == 130
     assert got == [[verb, "-c", "x", "--seed", "1"]]
+
+
+def test_training_has_one_thread_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment: Any = types.ModuleType("lightning_hyper.experiment")
+    experiment.main = lambda argv: 0
+    monkeypatch.setitem(sys.modules, "lightning_hyper.experiment", experiment)
+    for given, expected in (("3", "3"), (None, "1")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert cli.main(["fit", "-c", "x"]) == 0
+        assert os.environ["OMP_NUM_THREADS"] == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def test_the_listing_is_aligned_and_fits_120_columns(

@@ -1,7 +1,6 @@
 """Bad recipes and commands are refused before training, in one line that names the key; faults lose nothing."""
 
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from mlflow import MlflowClient
 
 from lightning_hyper.algorithms import PPO
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.parts import instantiate_model, sentence
+from lightning_hyper.parts import instantiate_model, refuse_foreign, sentence
 
 TINY, TINY_TD3, TINY_RETRIEVAL = (Path(__file__).parent / f"tiny{name}.yaml" for name in ("", "_td3", "_retrieval"))
 
@@ -65,7 +64,8 @@ def resolved(tiny, capfd):
         (["--trainer.callbacks+=Gone"], "error: trainer.callbacks: there is no class 'Gone'"),
         (["--trainer.devices", "many"], "trainer: `devices` selected with"),
         (["--data.eval_mode", "best"], "data.eval_mode is 'best'; it must be one of 'deterministic', 'sampled'"),
-        (["--model", "null"], "model must name a class, a kind of Algorithm"),
+        (["--model", "null"], "error: a recipe needs model"),
+        (["--model", "5"], "error: model must name a class, a kind of Algorithm"),
         (["--framez", "5"], "--framez: a recipe has no key 'framez'; did you mean --frames?"),
         (["--seed_everything", "3"], "--seed_everything: a recipe has no key 'seed_everything'"),
     ],
@@ -76,6 +76,7 @@ def test_impossible_recipes_name_the_key_in_one_line_and_leave_nothing(tiny, cap
     assert line.startswith("lightning-hyper fit: error: ")
     assert said in line
     assert len(line) < 300
+    assert "; or " not in line
     assert not list(Path("runs").rglob("*"))
 
 
@@ -234,6 +235,27 @@ def test_a_checkpoints_recipe_imports_nothing_foreign(tiny, mine, capfd):
     assert tiny("validate", "--ckpt_path", last, "--model.actor", f"{mine}.Mine") == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"id": "mine:Maze-v0"}}, True),
+        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"wrappers": ["mine.Wrapper"]}}, True),
+        ({"class_path": "lightning_hyperevil.Gym"}, True),
+        ("os.system", True),
+        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"id": "CartPole-v1", "device": "cuda:0"}}, False),
+        ({"class_path": "GridNavi", "init_args": {"size": 5, "text": "go to: the door. Then stop."}}, False),
+    ],
+)
+def test_what_a_recipe_would_import_is_seen_wherever_it_stands(given, refused):
+    recipe = {"weights": "last.ckpt", "data": {"init_args": {"env": given}}}
+    if not refused:
+        refuse_foreign(recipe, "ckpt_path")
+        return
+    with pytest.raises(RecipeError, match="ckpt_path: the checkpoint's recipe names"):
+        refuse_foreign(recipe, "ckpt_path")
+    refuse_foreign(recipe, "ckpt_path", allow=["mine", "os.system", "lightning_hyperevil"])
+
+
 def test_training_begins_with_the_weights_of_a_checkpoint(tiny, capfd):
     absent = ("--data.env.absent", "[MiniGrid-DistShift1-v0]")
     first, second = (f"runs/tiny/{run}/checkpoints/last.ckpt" for run in "ab")
@@ -371,12 +393,19 @@ def test_training_stops_at_a_wanted_return(tiny):
 def test_a_run_says_what_is_of_use_and_no_more(tmp_path):
     """No warning and no hint of another package in a whole run, and none when it goes on."""
     command = [sys.executable, "-W", "default", "-m", "lightning_hyper", "fit", "-c", str(TINY), "--run", "a"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = []
     for more in (["--frames", "320"], ["--frames", "640", "--ckpt_path", "last"]):
-        done = subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0
-        foreign = ("mlflow", "sqlalchemy", "matmul:", "Restor", " ")  # of MLflow's own database, and of use
-        assert [line for line in done.stderr.splitlines() if not any(word in line[:90] for word in foreign)] == []
+        said += done.stderr.splitlines()
+    # MLflow's database warns of itself, in two lines.
+    ours = [line for line in said if "sqlalchemy" not in line]
+    restored = [f"{word} the checkpoint" for word in ("Restoring states from", "Restored all states from")]
+    assert [line.partition(": float32")[0].partition(" path")[0].partition(" at")[0] for line in ours] == [
+        "matmul",
+        "matmul",
+        *restored,
+    ]
 
 
 @pytest.mark.parametrize("recipe", [TINY, TINY_TD3])

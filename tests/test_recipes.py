@@ -373,6 +373,9 @@ def test_what_is_not_overridden_stays() -> None:
     changed = recipes.override(RECIPE, ["--model.lr", "1"])
     changed["model"]["init_args"]["lr"] = 0.1
     assert changed == RECIPE
+    changed["data"]["init_args"]["env"]["class_path"] = "Other"
+    changed["trainer"]["callbacks"].clear()
+    assert changed != RECIPE
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,11 @@ class Algorithm(LightningModule, ABC):
         Returns:
             Norm of each stepped group's gradient before clipping, by name; empty without clipping.
         """
-        chosen, idle = [], []
-        for group in self.optimizer.param_groups:
-            stepped = groups is None or group["name"] in groups
-            chosen += [group] if stepped else []
-            idle += [] if stepped else group["params"]
+        every = self.optimizer.param_groups
+        chosen = [group for group in every if groups is None or group["name"] in groups]
+        names = [group["name"] for group in chosen]
+        idle = [parameter for group in every if group["name"] not in names for parameter in group["params"]]
+        for group in every:
             for parameter in group["params"]:
                 parameter.grad = None
         trained = self._trainer is not None

@@ -17,8 +17,8 @@ from lightning_hyper.checks import RecipeError, positive
 from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.replay_buffer import Minibatch, split
 from lightning_hyper.modules import Contexts, ReturnScale, RunningNorm, Spaces
-from lightning_hyper.modules.actor_critic import ConditionalFactory
-from lightning_hyper.modules.context import ContextFactory
+from lightning_hyper.modules.conditioned import ConditionalFactory
+from lightning_hyper.modules.context import ContextFactories
 from lightning_hyper.modules.critic import Part, TwinCritic
 from lightning_hyper.modules.observation import EncoderFactory
 from lightning_hyper.modules.policies import BoundedPolicy
@@ -59,7 +59,7 @@ class OffPolicy(Algorithm):
         actor: ConditionalFactory | None = None,
         critic: ConditionalFactory | None = None,
         encoder: EncoderFactory | None = None,
-        context: ContextFactory | Sequence[ContextFactory] | None = None,
+        context: ContextFactories = None,
         embedding: EncoderFactory | None = None,
         critic_context: Sequence[Part] = ("state",),
         shared_trunk: bool = False,
@@ -207,7 +207,7 @@ class OffPolicy(Algorithm):
         return self._contexts_of(steps).flat(), following
 
     def _contexts_of(self, window: Minibatch, state: Tensor | None = None) -> Contexts:
-        with torch.no_grad():
+        with torch.no_grad():  # the policy's encoder learns from the policy's loss, the source from the critics'
             x = self.agent.observation(window)
         return self.agent.contexts(window, x, state)[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 from lightning_hyper.algorithms.base import Algorithm
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.modules import ActorCritic, ReturnScale, Spaces
-from lightning_hyper.modules.actor_critic import ConditionalFactory
-from lightning_hyper.modules.context import ContextFactory
+from lightning_hyper.modules.conditioned import ConditionalFactory
+from lightning_hyper.modules.context import ContextFactories
 from lightning_hyper.modules.normalization import moments_over_ranks
 from lightning_hyper.modules.observation import EncoderFactory
 from lightning_hyper.nn import Concat
@@ -64,7 +64,7 @@ class PPO(Algorithm):
         actor: ConditionalFactory = Concat,
         critic: ConditionalFactory = Concat,
         encoder: EncoderFactory | None = None,
-        context: ContextFactory | Sequence[ContextFactory] | None = None,
+        context: ContextFactories = None,
         embedding: EncoderFactory | None = None,
         decision: ConditionalFactory | None = None,
         normalize_observation: bool = False,

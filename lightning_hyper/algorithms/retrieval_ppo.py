@@ -88,9 +88,7 @@ class RetrievalPPO(PPO):
         error = (recall.value.detach() - targets[-1]).square().mean()
         return {**losses, "alpha": alpha.mean(), "memory_error": error}
 
-    def recall(
-        self, part: dict[str, Tensor], places: Tensor | None = None
-    ) -> tuple[Tensor, Contexts, Recall | None]:
+    def recall(self, part: dict[str, Tensor], places: Tensor | None = None) -> tuple[Tensor, Contexts, Recall | None]:
         """What the heads are given of a minibatch, and what the memory says of it.
 
         Observations and entries go through the encoder together, and where decision layer and projection are one
@@ -158,8 +156,12 @@ class RetrievalPPO(PPO):
         return x if network is None else self._contexts_of(held, x).condition(network, x)
 
     def save_state(self) -> dict[str, Any]:
-        parts = {"memory": self.memory, "recorder": self.recorder, "keys": self.cache}
-        return {**super().save_state(), **{name: part.save_state() for name, part in parts.items()}}
+        return {
+            **super().save_state(),
+            "memory": self.memory.save_state(),
+            "recorder": self.recorder.save_state(),
+            "keys": self.cache.save_state(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)

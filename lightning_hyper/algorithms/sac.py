@@ -12,7 +12,7 @@ from lightning_hyper.algorithms.off_policy import OffPolicy
 from lightning_hyper.checks import positive
 from lightning_hyper.experience.replay_buffer import Minibatch
 from lightning_hyper.modules import Spaces
-from lightning_hyper.modules.actor_critic import ConditionalFactory
+from lightning_hyper.modules.conditioned import ConditionalFactory
 from lightning_hyper.modules.critic import frozen
 from lightning_hyper.modules.policies import GaussianPolicy
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.keys import Step
 from lightning_hyper.envs.rendering import FilmError, write_gif
 
@@ -46,7 +47,7 @@ class BatchedEnv(EnvBase):
         current: what is shown now, once begun.
 
     Raises:
-        ValueError: a count out of range.
+        RecipeError: a count out of range.
     """
 
     batch_locked = True
@@ -146,7 +147,7 @@ class BatchedEnv(EnvBase):
 
     @abstractmethod
     def observation(self) -> Tensor:
-        """What is shown after `start`, `[num_envs, ...]`; of environments that go on, `begin` takes what they showed."""
+        """What is shown after `start`, `[num_envs, ...]`; environments that go on still show what they showed."""
 
     def truncated(self, step_count: Tensor) -> Tensor:
         """Whether each episode is cut off after so many frames, both `[num_envs, 1]`; at `horizon` by default."""
@@ -238,11 +239,11 @@ class BatchedEnv(EnvBase):
         """Continue from `save_state`: `current` is what was shown. Without `exact`, new episodes begin instead.
 
         Raises:
-            ValueError: the state is that of an environment with other options.
+            RecipeError: the state is that of an environment with other options.
         """
         shown = state["current"]
         if shown is not None and len(shown["step_count"]) != self.batch_size[0]:
-            raise ValueError(
+            raise RecipeError(
                 f"ckpt_path: it was saved with {len(shown['step_count'])} environments (data.env.num_envs), and there "
                 f"are {self.batch_size[0]} now; give the num_envs of the run that saved it"
             )
@@ -251,7 +252,7 @@ class BatchedEnv(EnvBase):
             self.begin()
             return
         if missing := self.snapshot().keys() ^ (state.keys() - {"generator", "current"}):
-            raise ValueError(
+            raise RecipeError(
                 f"ckpt_path: its {type(self).__name__} episodes were saved with other options of data.env (the states "
                 f"differ in {', '.join(sorted(missing))}); give those of the run that saved them"
             )
@@ -342,8 +343,8 @@ def at_least(least: int, env: object, **counts: int) -> None:
     """Refuse counts, by the keys of the recipe that give them, below the least that an environment takes.
 
     Raises:
-        ValueError: a count is lower.
+        RecipeError: a count is lower.
     """
     for key, value in counts.items():
         if value < least:
-            raise ValueError(f"data.env.{key} is {value}; {type(env).__name__} takes at least {least}")
+            raise RecipeError(f"data.env.{key} is {value}; {type(env).__name__} takes at least {least}")

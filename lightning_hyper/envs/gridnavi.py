@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.base import BatchedEnv, at_least
 
 
@@ -33,7 +34,7 @@ class GridNavi(BatchedEnv):
         goals: cells that may be the goal, `[goals, 2]`.
 
     Raises:
-        ValueError: a size, count or name out of range.
+        RecipeError: a size, count or name out of range.
 
     Source: Beck et al. 2023 (arXiv 2309.14970), grid worlds; after Zintgraf et al. 2020 (VariBAD).
     """
@@ -53,9 +54,9 @@ class GridNavi(BatchedEnv):
         at_least(1, self, episode_steps=episode_steps)
         at_least(3, self, size=size)
         if reward not in ("sparse", "dense"):
-            raise ValueError(f"data.env.reward is {reward!r}; GridNavi has 'sparse' and 'dense'")
+            raise RecipeError(f"data.env.reward is {reward!r}; GridNavi has 'sparse' and 'dense'")
         if show_goal not in ("never", "episode_start", "start_cell"):
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.show_goal is {show_goal!r}; GridNavi has 'never', 'episode_start' and 'start_cell'"
             )
         super().__init__(num_envs, device)

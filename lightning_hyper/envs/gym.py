@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.base import BatchedEnv, at_least
 from lightning_hyper.envs.gym_make import Maker
 from lightning_hyper.envs.gym_spaces import choices, describe, observation_shape, shown, to_action, to_observation
@@ -51,7 +52,7 @@ class Gym(BatchedEnv):
         vec: gymnasium's vector environment.
 
     Raises:
-        ValueError: an environment that cannot be made, or has observations or actions of another kind.
+        RecipeError: an environment that cannot be made, or has observations or actions of another kind.
 
     Source: Towers et al. 2024 (arXiv 2407.17032).
     """
@@ -76,7 +77,7 @@ class Gym(BatchedEnv):
         sampled = None if listed else Sampled.of(probe, make, num_envs)
         if asynchronous and (listed or sampled):
             probe.close()
-            raise ValueError(f"data.env.asynchronous is true, but Gym({id!r}) has tasks, which need it to be false")
+            raise RecipeError(f"data.env.asynchronous is true, but Gym({id!r}) has tasks, which need it to be false")
         action = _checked(id, probe)
         super().__init__(num_envs, device)
         # The copies do not depend on the device.
@@ -190,13 +191,13 @@ class Gym(BatchedEnv):
 def _checked(name: str, env: Env[Any, Any]) -> int | tuple[Tensor, Tensor]:
     """The choice of actions, once both spaces are known to be supported."""
     if not shown(env.observation_space):
-        raise ValueError(
+        raise RecipeError(
             f"data.env: Gym({name!r}) has observation space {env.observation_space}; supported are Box, Discrete, "
             "MultiBinary and MultiDiscrete, and Dict and Tuple of these (data.env.wrappers may leave parts out)"
         )
     action = choices(env.action_space)
     if action is None:
-        raise ValueError(
+        raise RecipeError(
             f"data.env: Gym({name!r}) has action space {env.action_space}; supported are Discrete and bounded Box"
         )
     return action

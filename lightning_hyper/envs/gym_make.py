@@ -11,6 +11,8 @@ from typing import Any, cast
 import gymnasium
 from gymnasium import Env, error
 
+from lightning_hyper.checks import RecipeError
+
 ATARI = "pip install 'lightning-hyper[atari]'"
 
 
@@ -25,7 +27,7 @@ class Maker:
         render: whether pictures will be asked for.
 
     Raises:
-        ValueError: at a call; it cannot be made.
+        RecipeError: at a call; it cannot be made.
     """
 
     id: str
@@ -39,9 +41,9 @@ class Maker:
             env = gymnasium.make(_registered(self.id), disable_env_checker=True, **arguments)
         except (error.Error, ImportError, TypeError) as failure:
             given = f" with data.env.arguments {arguments}" if arguments else ""
-            raise ValueError(f"data.env: Gym({self.id!r}) cannot be made{given} ({_line(failure)})") from failure
+            raise RecipeError(f"data.env: Gym({self.id!r}) cannot be made{given} ({_line(failure)})") from failure
         if self.render and "rgb_array" not in env.metadata.get("render_modes", ()):
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.render is true, but Gym({self.id!r}) makes no pictures (rgb_array); its render modes are "
                 f"{env.metadata.get('render_modes', [])}"
             )
@@ -57,7 +59,7 @@ def _registered(name: str) -> str:
         try:
             importlib.import_module(module)
         except ImportError as failure:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.id is {name!r}, and the module {module} cannot be imported ({failure})"
             ) from None
     try:
@@ -73,7 +75,7 @@ def _registered(name: str) -> str:
         return plain
     except ImportError:
         if plain.startswith("ALE/"):
-            raise ValueError(f"data.env.id is {name!r}, which needs the Atari games: {ATARI}") from None
+            raise RecipeError(f"data.env.id is {name!r}, which needs the Atari games: {ATARI}") from None
     except error.Error as failure:
         problem = failure
     close = difflib.get_close_matches(plain, list(gymnasium.registry), 3, 0.5)
@@ -82,7 +84,7 @@ def _registered(name: str) -> str:
         if close
         else "put `module:` before it to import the module that registers it"
     )
-    raise ValueError(f"data.env.id is {name!r}, which gymnasium does not know ({_line(problem)}); {hint}")
+    raise RecipeError(f"data.env.id is {name!r}, which gymnasium does not know ({_line(problem)}); {hint}")
 
 
 def _wrapped(env: Env[Any, Any], wrapper: str | Mapping[str, Any]) -> Env[Any, Any]:
@@ -90,19 +92,19 @@ def _wrapped(env: Env[Any, Any], wrapper: str | Mapping[str, Any]) -> Env[Any, A
     path, arguments = given.pop("class_path", ""), given.pop("init_args", None) or {}
     module, _, name = str(path).rpartition(".")
     if given or not module:
-        raise ValueError(
+        raise RecipeError(
             f"data.env.wrappers has {wrapper!r}; it must be a class path, or class_path and init_args with one"
         )
     try:
         made = cast(Callable[..., Any], getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError) as failure:
-        raise ValueError(f"data.env.wrappers: {path} cannot be imported ({_line(failure)})") from failure
+        raise RecipeError(f"data.env.wrappers: {path} cannot be imported ({_line(failure)})") from failure
     try:
         env = made(env, **arguments)
     except (error.Error, ImportError, TypeError) as failure:
-        raise ValueError(f"data.env.wrappers: {path} cannot be put around it ({_line(failure)})") from failure
+        raise RecipeError(f"data.env.wrappers: {path} cannot be put around it ({_line(failure)})") from failure
     if not isinstance(env, Env):
-        raise ValueError(f"data.env.wrappers: {path} gives a {type(env).__name__}; it must give a gymnasium.Env")
+        raise RecipeError(f"data.env.wrappers: {path} gives a {type(env).__name__}; it must give a gymnasium.Env")
     return env
 
 

@@ -82,6 +82,16 @@ def observation_shape(space: Space[Any]) -> tuple[tuple[int, ...], torch.dtype]:
     return (flatdim(space),), torch.float32
 
 
+def is_single(space: Space[Any], value: Any) -> bool:
+    """Whether a value is one observation of a space, and not several stacked as gymnasium stacks them."""
+    if isinstance(space, Dict):
+        key, part = next(iter(space.spaces.items()))
+        return is_single(part, value[key])
+    if isinstance(space, Tuple):
+        return is_single(space.spaces[0], value[0])
+    return np.ndim(value) == len(space.shape or ())
+
+
 def to_observation(space: Space[Any], value: Any, *, batched: bool = False) -> NDArray[Any]:
     """What `observation` shows of a value, as an array of its own.
 
@@ -145,5 +155,4 @@ def to_action(space: Space[Any], value: Any) -> NDArray[Any]:
     box: Any = space
     whole = value.reshape(*value.shape[:-1], *box.shape).clip(box.low, box.high)
     taken: NDArray[Any] = (np.rint(whole) if box.dtype.kind in "iu" else whole).astype(box.dtype)
-    # Rounding to a coarser dtype may leave the bounds by a last bit.
-    return taken.clip(box.low, box.high)
+    return taken

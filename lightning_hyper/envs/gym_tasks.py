@@ -12,6 +12,7 @@ import torch
 from gymnasium import Env
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.gym_make import Maker
 from lightning_hyper.envs.gym_spaces import observation_shape
 from lightning_hyper.envs.gym_state import ForeignError, pack, seeded, unpack
@@ -63,12 +64,12 @@ class Listed(Tasks):
         num_envs: environments that have one at a time.
 
     Raises:
-        ValueError: tasks that are none, the same, or differ in their spaces.
+        RecipeError: tasks that are none, the same, or differ in their spaces.
     """
 
     def __init__(self, make: Maker, tasks: Sequence[Mapping[str, Any]], num_envs: int) -> None:
         if not tasks or any(task in tasks[:i] for i, task in enumerate(tasks)):
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.tasks is {list(tasks)}; it must list at least one task's arguments, and none of them twice"
             )
         names = [_name(task) for task in tasks]
@@ -82,7 +83,7 @@ class Listed(Tasks):
         for name, (env,) in zip(self.names, self._idle, strict=True):
             seen = [observation_shape(one.observation_space) for one in (env, first)]
             if seen[0] != seen[1] or env.action_space != first.action_space:
-                raise ValueError(
+                raise RecipeError(
                     f"data.env.tasks: the task {name!r} has observation space {env.observation_space} and action space "
                     f"{env.action_space}; all must have those of the first, {first.observation_space} and "
                     f"{first.action_space}"
@@ -172,7 +173,7 @@ class Sampled(Tasks):
         if self.features:
             numbers = _numbers(task) or []
             if len(numbers) != self.features:
-                raise ValueError(
+                raise RecipeError(
                     f"data.env: Gym({self._make.id!r}) gave a task of {len(numbers)} numbers; the first had "
                     f"{self.features}"
                 )

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchrl.data import Categorical
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.minigrid_batched import BatchedEngine
 from lightning_hyper.envs.minigrid_package import ACTIONS, VIEW, Engine, PackageEngine, describe
@@ -81,7 +82,7 @@ class MiniGrid(BatchedEnv):
     keeps its task; `tasks` are their ids, and each task has its own limit of frames.
 
     Raises:
-        ValueError: a task that is unknown or differs in shape, or a count out of range.
+        RecipeError: a task that is unknown or differs in shape, or a count out of range.
 
     Source: Chevalier-Boisvert et al. 2023 (arXiv 2306.13831), MiniGrid; sets after arXiv 2306.10698.
     """
@@ -98,26 +99,26 @@ class MiniGrid(BatchedEnv):
         device: str = "cpu",
     ) -> None:
         if isinstance(tasks, str) and tasks not in SETS:
-            raise ValueError(f"data.env.tasks is {tasks!r}; it must be one of {', '.join(SETS)}, or a list of ids")
+            raise RecipeError(f"data.env.tasks is {tasks!r}; it must be one of {', '.join(SETS)}, or a list of ids")
         described = [describe(task) for task in (SETS[tasks] if isinstance(tasks, str) else tasks)]
         if not described or len(set(described)) < len(described):
-            raise ValueError(f"data.env.tasks is {list(tasks)}; it must list at least one id, and none of them twice")
+            raise RecipeError(f"data.env.tasks is {list(tasks)}; it must list at least one id, and none of them twice")
         ids = [task.id for task in described]
         present = [k for k, task in enumerate(ids) if task not in absent]
         if len(present) != len(ids) - len(absent) or not present:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.absent is {list(absent)}; it must list some of data.env.tasks, which are {', '.join(ids)}"
             )
         if num_envs < len(present):
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.num_envs is {num_envs}, but data.env.tasks lists {len(present)} that are not absent; each "
                 f"needs an environment, so data.env.num_envs must be at least {len(present)}"
             )
         for key, value in (("levels", levels), ("refresh", refresh)):
             if value is not None and value < 1:
-                raise ValueError(f"data.env.{key} is {value}; it must be at least 1")
+                raise RecipeError(f"data.env.{key} is {value}; it must be at least 1")
         if engine not in ("batched", "minigrid"):
-            raise ValueError(f"data.env.engine is {engine!r}; it must be 'batched' or 'minigrid'")
+            raise RecipeError(f"data.env.engine is {engine!r}; it must be 'batched' or 'minigrid'")
         super().__init__(num_envs, device)
         # Levels do not depend on the device.
         self.generator = torch.Generator()

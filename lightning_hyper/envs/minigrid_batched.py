@@ -10,6 +10,7 @@ import torch
 from minigrid.minigrid_env import MiniGridEnv
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.minigrid_package import VIEW, Engine, Task, begin, level_seed
 from lightning_hyper.envs.minigrid_rules import (
     BOXED,
@@ -94,7 +95,7 @@ class Levels:
             if BOXED[0] not in HANDS[rule] and np.isin(inner, BOXED).any():
                 raise KeyError("a box with a key")
         except KeyError as error:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.engine: the batched engine does not know {error} in a level of {self.names[task]}; set "
                 "data.env.engine to minigrid"
             ) from None

@@ -20,6 +20,8 @@ from minigrid.core.mission import MissionSpace
 from minigrid.minigrid_env import MiniGridEnv
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
+
 VIEW, ACTIONS = 7, 7
 
 
@@ -54,29 +56,29 @@ def describe(task: str) -> Task:
     """Look a task up in the package.
 
     Raises:
-        ValueError: no such id, or observations, actions or missions that differ from those of the others.
+        RecipeError: no such id, or observations, actions or missions that differ from those of the others.
     """
     known = [name for name in gymnasium.registry if name.startswith(("MiniGrid-", "BabyAI-"))]
     if task not in known:
         close = difflib.get_close_matches(task, known, 3, 0.4)
         hint = f"; close to it: {', '.join(close)}" if close else ""
-        raise ValueError(f"data.env.tasks: {task!r} is no id of the minigrid package{hint}")
+        raise RecipeError(f"data.env.tasks: {task!r} is no id of the minigrid package{hint}")
     try:
         env = _make(task)
         # Some find out only here what they lack.
         begin(env, 0)
     except Exception as error:
-        raise ValueError(f"data.env.tasks: the minigrid package cannot make {task} ({error})") from error
+        raise RecipeError(f"data.env.tasks: the minigrid package cannot make {task} ({error})") from error
     missions = cast(Dict, env.observation_space)["mission"]
     # A subclass stands for texts that are made as the level is.
     if type(missions) is not MissionSpace:
-        raise ValueError(
+        raise RecipeError(
             f"data.env.tasks: {task} makes its missions up with its levels, so they cannot be listed beforehand; give "
             "ids that start with MiniGrid-"
         )
     size, actions = env.agent_view_size, int(cast(Discrete, env.action_space).n)
     if (size, actions) != (VIEW, ACTIONS):
-        raise ValueError(
+        raise RecipeError(
             f"data.env.tasks: {task} has a view of {size}x{size} cells and {actions} actions; all tasks must have "
             f"{VIEW}x{VIEW} cells and {ACTIONS} actions"
         )
@@ -135,7 +137,7 @@ class Engine(ABC):
         try:
             return self.texts[task][env.mission]
         except KeyError:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env.tasks: {self.tasks[task].id} gave the mission {env.mission!r}, which its mission space lacks"
             ) from None
 

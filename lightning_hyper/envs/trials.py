@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.base import BatchedEnv, at_least
 
 # What trials count for themselves.
@@ -38,7 +39,7 @@ class Trials(BatchedEnv):
         inner: the environment whose episodes these are.
 
     Raises:
-        ValueError: an environment without tasks, or a count or name out of range.
+        RecipeError: an environment without tasks, or a count or name out of range.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), trials; the boundary `last` is that of the code of Zintgraf et al. 2020
     (VariBAD) and Beck et al. 2023 (arXiv 2309.14970).
@@ -54,13 +55,13 @@ class Trials(BatchedEnv):
     ) -> None:
         at_least(1, self, episodes=episodes)
         if boundary not in ("first", "last"):
-            raise ValueError(f"data.env.boundary is {boundary!r}; Trials has 'first' and 'last'")
+            raise RecipeError(f"data.env.boundary is {boundary!r}; Trials has 'first' and 'last'")
         given = {"num_envs": num_envs, "device": device}
         # Typed without arguments, so that jsonargparse takes a recipe's for all of its.
         make = cast(Callable[..., BatchedEnv], env)
         inner = make(**{key: value for key, value in given.items() if value is not None})
         if not inner.has_tasks:
-            raise ValueError(
+            raise RecipeError(
                 f"data.env: Trials needs an environment with tasks; {type(inner).__name__} has none, so use it alone"
             )
         super().__init__(inner.batch_size[0], str(inner.device))

@@ -32,7 +32,7 @@ class Experience(LightningDataModule, ABC, Generic[Batch]):
 
     Args:
         env: makes the environment; its size `num_envs` is that of each rank.
-        evaluate_every: frames, all ranks together, between evaluations and checkpoints; null evaluates at the end alone.
+        evaluate_every: frames, all ranks together, between evaluations and checkpoints; null for one at the end alone.
         eval_envs: episodes (or trials) of an evaluation, side by side.
         eval_mode: evaluate the most likely action (`deterministic`) or draw it (`sampled`).
         eval_seed: seed of the evaluation, the same at every evaluation and apart from training's.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_hyper.checkpoint_file import read_checkpoint
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory.rules import Rule, Uniform
-from lightning_hyper.modules.spaces import Spaces
 
 
 class EpisodicMemory:

@@ -13,8 +13,8 @@ from torch import Tensor
 class EpisodeRecorder:
     """Keeps the steps of unfinished episodes, and gives those of the completed ones.
 
-    What a step is worth is the discounted reward from it to its episode's end; where that was truncated, and `bootstrap`
-    says so, with the critic's value of the last observation, as the critic's own targets have it.
+    What a step is worth is the discounted reward from it to its episode's end; where that was truncated, and
+    `bootstrap` says so, with the critic's value of the last observation, as the critic's own targets have it.
 
     Args:
         horizon: most frames of an episode.

@@ -15,7 +15,7 @@ from lightning_hyper.checks import RecipeError
 class Rule(ABC):
     """Chooses which new steps go to which places of a memory; indices are on the CPU."""
 
-    def begin(self, capacity: int, tasks: Sequence[str]) -> None:
+    def begin(self, capacity: int, tasks: Sequence[str]) -> None:  # noqa: B027  most rules fit everywhere
         """Raise RecipeError where the rule does not fit a memory of so many places, or the environment's tasks."""
 
     @abstractmethod

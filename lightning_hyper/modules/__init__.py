@@ -1,6 +1,8 @@
 """Tensordict modules: the parts of an agent that a recipe names."""
 
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.actor_critic import ActorCritic
+from lightning_hyper.modules.conditioned import ConditionedPolicy
 from lightning_hyper.modules.context import (
     ConstantContext,
     Contexts,
@@ -13,10 +15,10 @@ from lightning_hyper.modules.context import (
 )
 from lightning_hyper.modules.normalization import NoNorm, ReturnScale, RunningNorm
 from lightning_hyper.modules.observation import ObservationEncoder
-from lightning_hyper.modules.spaces import Spaces
 
 __all__ = [
     "ActorCritic",
+    "ConditionedPolicy",
     "ConstantContext",
     "ContextSource",
     "Contexts",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.normalization import NoNorm, RunningNorm
-from lightning_hyper.modules.spaces import Spaces
 from lightning_hyper.modules.text import embed_missions
 from lightning_hyper.nn import GRU, SequenceEncoder, VectorEncoder, grouped
 
@@ -348,6 +348,8 @@ class ConstantContext(ContextSource):
 
 
 ContextFactory = Callable[[Spaces, int], ContextSource]
+# The list first: jsonargparse writes a resolved recipe by the first type that looks like it.
+ContextFactories = list[ContextFactory] | ContextFactory | None
 
 
 class JoinedContext(ContextSource):
@@ -405,9 +407,7 @@ class JoinedContext(ContextSource):
             part.update_statistics(window)
 
 
-def make_context(
-    context: ContextFactory | Sequence[ContextFactory] | None, spaces: Spaces, features: int
-) -> ContextSource | None:
+def make_context(context: ContextFactories, spaces: Spaces, features: int) -> ContextSource | None:
     """The source that a recipe names; several in a list are joined, null is none."""
     if context is None or callable(context):
         return None if context is None else context(spaces, features)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hyper.checks import RecipeError, one_of
-from lightning_hyper.modules.actor_critic import ConditionalFactory, uses_context
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules.conditioned import ConditionalFactory, uses_context
 from lightning_hyper.modules.context import Contexts, Window
 from lightning_hyper.modules.normalization import NoNorm, RunningNorm
 from lightning_hyper.modules.observation import EncoderFactory, ObservationEncoder
-from lightning_hyper.modules.spaces import Spaces
 
 Part = Literal["state", "action", "constant", "task"]
 CONSTANT_FEATURES = 5  # as in the code of arXiv 2106.06842

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import Window
 from lightning_hyper.modules.normalization import NoNorm, RunningNorm
-from lightning_hyper.modules.spaces import Spaces
 
 EncoderFactory = Callable[[tuple[int, ...]], nn.Module]
 

@@ -3,126 +3,58 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from typing import Any, cast
 
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.modules.actor_critic import ConditionalFactory, State
-from lightning_hyper.modules.context import FEATURES, ContextFactory, Contexts, Window, make_context
-from lightning_hyper.modules.observation import EncoderFactory, ObservationEncoder, features_of
-from lightning_hyper.modules.spaces import Spaces
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules.conditioned import ConditionalFactory, ConditionedPolicy, State
+from lightning_hyper.modules.context import Contexts, Window
 
 
-class BoundedPolicy(TensorDictModuleBase, ABC):
+class BoundedPolicy(ConditionedPolicy):
     """A network f(x | c) of one observation x and one context c, whose outputs become an action between bounds.
 
-    As a tensordict module it reads one step `[num_envs, ...]` with the state `context_state`
-    `[num_envs, state_features]` of its context source, where that has one, writes `action` `[num_envs, actions]` in the
-    environment's units, and replaces the state. Networks see actions scaled to [-1, 1].
+    It writes `action` `[num_envs, actions]` in the environment's units; networks see actions scaled to [-1, 1].
 
     Args:
         spaces: sizes and bounds of the environment.
         actor: makes the network, from (inputs, context, outputs).
-        encoder: makes an encoder of the observation from its shape; null leaves vectors as they are.
-        context: makes the context source, or several which are joined; null for none.
-        embedding: makes an embedding of the context from its shape.
-        normalize_observation: standardise observations by running statistics.
+        options: as in `ConditionedPolicy`.
 
     Raises:
-        RecipeError: actions are discrete or have no bounds; an embedding of no context.
+        RecipeError: actions are discrete or have no bounds.
     """
 
     outputs = 1  # numbers of the network for each dimension of the action
+    trains_encoder = False  # the encoder learns from the policy's loss, the context source from the critics'
 
-    def __init__(
-        self,
-        spaces: Spaces,
-        actor: ConditionalFactory,
-        *,
-        encoder: EncoderFactory | None = None,
-        context: ContextFactory | Sequence[ContextFactory] | None = None,
-        embedding: EncoderFactory | None = None,
-        normalize_observation: bool = False,
-    ) -> None:
-        super().__init__()
+    def __init__(self, spaces: Spaces, actor: ConditionalFactory, **options: Any) -> None:
+        super().__init__(spaces, **options)
         _require_bounds(spaces)
         low, high = torch.tensor(spaces.low), torch.tensor(spaces.high)
         self.is_unit = bool((low == -1).all() and (high == 1).all())
         self.register_buffer("centre", (low + high) / 2, persistent=False)
         self.register_buffer("reach", (high - low) / 2, persistent=False)
-        self.observation = ObservationEncoder(spaces, encoder, normalize=normalize_observation)
-        features = self.observation.out_features
-        self.context = make_context(context, spaces, features)
-        self.context_features = self.context.out_features if self.context is not None else 0
-        self.embedding: nn.Module | None = None
-        if embedding is not None:
-            if self.context is None:
-                raise RecipeError("model.embedding is given without model.context; there is nothing to embed")
-            self.embedding = embedding((self.context_features,))
-            self.context_features = features_of(self.embedding, (self.context_features,))
-        self.actor = actor(features, self.context_features, self.outputs * spaces.actions)
-        keys = [*self.observation.in_keys, *(self.context.in_keys if self.context is not None else ())]
-        self.window_keys = list(dict.fromkeys(keys))
-        states = ["context_state"] if self.state_features else []
-        self.in_keys, self.out_keys = [*self.window_keys, *states], ["action", *states]
-
-    @property
-    def state_features(self) -> int:
-        """Features of the state that the context source carries, 0 for none."""
-        return self.context.state_features if self.context is not None else 0
-
-    @property
-    def told(self) -> bool:
-        """Whether it has to be told the task."""
-        return self.context is not None and self.context.told
+        self.actor = actor(self.features, self.context_features, self.outputs * spaces.actions)
 
     @abstractmethod
     def choose(self, x: Tensor, contexts: Contexts) -> Tensor:
         """Scaled actions `[*B, actions]` for inputs `[*B, features]`, drawn, or the most likely."""
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        chosen, state = self.act(tensordict, tensordict.get("context_state", None))
-        tensordict.set("action", chosen["action"])
-        return tensordict if state is None else tensordict.set("context_state", state)
-
     def act(self, step: Window, state: State) -> tuple[dict[str, Tensor], State]:
-        """The `action` that it chooses for one step `[num_envs, ...]`, and the state after it."""
-        x = self.observation(step)
-        contexts = Contexts(x[..., :0])
-        if self.context is not None:
-            window = {key: step[key].unsqueeze(1) for key in self.context.in_keys}
-            contexts, state = self.contexts(window, x.unsqueeze(1), state)
-            contexts = contexts.flat()
+        x, contexts, state = self.encode_step(step, state)
         action = self.choose(x, contexts)
         return {"action": action if self.is_unit else self.centre + self.reach * action}, state
-
-    def contexts(self, window: Window, x: Tensor, state: State) -> tuple[Contexts, State]:
-        """Contexts of a window whose observations are encoded already, and the state after it.
-
-        No gradient reaches the encoder from here: it learns from the policy's loss, the source from the critics'.
-        """
-        assert self.context is not None
-        entries = {key: window[key] for key in self.context.in_keys}
-        contexts, state = self.context({**entries, FEATURES: x.detach()}, state)
-        return contexts if self.embedding is None else contexts.map(self.embedding), state
 
     def scaled(self, action: Tensor) -> Tensor:
         """Actions in the environment's units, brought to [-1, 1]."""
         return action if self.is_unit else cast(Tensor, (action - self.centre) / self.reach)
-
-    def update_statistics(self, window: Window) -> None:
-        """Take a collected batch into the running statistics."""
-        self.observation.update_statistics(window)
-        if self.context is not None:
-            self.context.update_statistics(window)
 
 
 class DeterministicPolicy(BoundedPolicy):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.modules.actor_critic import ConditionalFactory
+from lightning_hyper.modules.conditioned import ConditionalFactory
 
 CHUNK = 4096  # observations encoded at a time where no gradient is kept
 

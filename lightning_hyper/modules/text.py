@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
+
 SHIPPED = Path(__file__).with_name("missions.npz")
 
 
@@ -25,7 +27,7 @@ def embed_missions(missions: Sequence[str], encoder: str) -> Tensor:
         encoder: name of a sentence-transformers model, or a folder that holds one.
 
     Raises:
-        ValueError: an embedding is not shipped, and the encoder is not installed or cannot be found.
+        RecipeError: an embedding is not shipped, and the encoder is not installed or cannot be found.
     """
     texts, features, name = _shipped()
     if encoder == name and set(missions) <= texts.keys():
@@ -34,16 +36,16 @@ def embed_missions(missions: Sequence[str], encoder: str) -> Tensor:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ValueError(
+        raise RecipeError(
             f"model.context.encoder: no embedding of the mission {missing!r} by {encoder!r} comes with the package; "
             "install lightning-hyper[text] to make it"
         ) from error
     try:
         model = SentenceTransformer(encoder, device="cpu")
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.context.encoder is {encoder!r}, which is neither a folder with a sentence-transformers model nor the "
-            f"name of one that can be fetched ({str(error).splitlines()[0]})"
+        raise RecipeError(
+            f"model.context.encoder is {encoder!r}, which is neither a folder with a sentence-transformers model nor "
+            f"the name of one that can be fetched ({str(error).splitlines()[0]})"
         ) from error
     return torch.as_tensor(model.encode(list(missions), normalize_embeddings=True)).float()
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_hyper.checks import RecipeError
+
 EXACT = 1e-6  # largest relative error, against float64, that counts as float32
 FASTER = 1.15  # least ratio of speeds for which the path is changed
 PATIENCE = 0.04  # seconds that the comparison of speeds may take, on a machine that others use too
@@ -35,10 +37,10 @@ def choose_matmul(mode: str = "auto") -> Decision:
             `onednn` takes that path if it is exact here, as a resumed run does to compute the same bits.
 
     Raises:
-        ValueError: the mode is unknown.
+        RecipeError: the mode is unknown.
     """
     if mode not in MODES:
-        raise ValueError(f"matmul is {mode!r}; choose one of {', '.join(MODES)}")
+        raise RecipeError(f"matmul is {mode!r}; choose one of {', '.join(MODES)}")
     if mode == "default":
         return Decision("default", "matmul: PyTorch's own path for float32 matrix products")
     if torch.cuda.is_available():

@@ -95,8 +95,8 @@ class MLflowLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        """MLflow id of the run; None as long as it is not open, see `run_id`."""
-        return self._run_id
+        """What `run_id` gives; it waits, too."""
+        return self.run_id()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

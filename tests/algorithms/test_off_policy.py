@@ -235,6 +235,7 @@ def test_every_context_source_trains(cls, context, indexed, sequence, critic_con
     model, _, measured = trained(cls, env, sequence=sequence, **parts)
     assert sum(map(len, measured)) == 16
     assert all(value.isfinite() for batch in measured for update in batch for value in update.values())
+    assert model.agent.embedding.out_features == model.agent.context_features == 5
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learned - changed(before, model) == set()
     grouped = {id(p) for group in model.parameter_groups() for p in group["params"]}

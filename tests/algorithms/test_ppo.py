@@ -21,7 +21,7 @@ from lightning_hyper.training.run import Run
 
 CARTPOLE = partial(Gym, "CartPole-v1", num_envs=4, arguments={"max_episode_steps": 11})
 PENDULUM = partial(Pendulum, num_envs=4, episode_steps=5)
-TRIALS = partial(Trials, partial(GridNavi, episode_steps=3), num_envs=8)
+TRIALS = partial(Trials, partial(GridNavi, episode_steps=5), num_envs=8)  # which batches cut
 MINIGRID = partial(MiniGrid, num_envs=4, tasks=["MiniGrid-Empty-5x5-v0", "MiniGrid-LavaGapS5-v0"], levels=4)
 MEMORY = partial(RecurrentContext, encoder=partial(GRU, hidden=6), code=2)
 HEADS = {"actor": partial(Concat, hidden=[6]), "critic": partial(Concat, hidden=[6])}
@@ -218,12 +218,14 @@ def test_updates_of_a_batch_equal_those_by_hand(name):
     assert_same_updates(*learner(**CASES[name]))
 
 
-def test_a_batch_here_has_terminations_and_truncations_within():
-    _, batch = learner()
-    after = batch["next"]
+def test_batches_here_begin_within_episodes_and_have_terminations_and_truncations():
+    after = learner()[1]["next"]
     assert after["terminated"][:, :-1].any()
     assert after["truncated"][:, :-1].any()
-    assert (batch["step_count"][:, 0] > 0).any()
+    for env in (CARTPOLE, PENDULUM, TRIALS):
+        batch = learner(env, context=MEMORY)[1]
+        assert (batch["step_count"][:, 0] > 0).any()
+        assert batch["context_state"].any()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -323,7 +325,9 @@ def test_learning_rates_decay_linearly_to_zero_over_the_budget(tmp_path, schedul
         "enable_model_summary": False,
     }
     callbacks = [Run(8 * 5 * 3), Rates()]  # three batches
-    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=-1, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=-1, callbacks=callbacks, default_root_dir=tmp_path, **quiet
+    )
     trainer.fit(model, datamodule=Rollouts(TRIALS, steps=5, eval_envs=2))
     assert seen == [pytest.approx([1e-2 * share, 1e-3 * share]) for share in left]
 

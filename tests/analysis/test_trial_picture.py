@@ -1,15 +1,19 @@
 """The picture of a trial shows the way that was walked, and drawing it changes nothing."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from mlflow import MlflowClient
 
 from lightning_hyper.algorithms import PPO
 from lightning_hyper.analysis.trial_picture import TrialPicture, draw_trial
 from lightning_hyper.envs import GridNavi, Pendulum, Trials
 from lightning_hyper.experience import Rollouts
+from lightning_hyper.experiment import main
 
 
 class Walk:
@@ -51,7 +55,7 @@ def trained(fit, callbacks, env=None):
 
 
 def test_training_is_the_same_with_and_without_it(fit, tmp_path):
-    (with_it, state, numpy), (without, state_without, numpy_without) = trained(fit, [TrialPicture()]), trained(fit, [])
+    (with_it, state, numpy), (without, state_without, numpy_without) = trained(fit, [TrialPicture(seed=7)]), trained(fit, [])
     for name, tensor in without.items():
         assert torch.equal(with_it[name], tensor)
     assert torch.equal(state, state_without)
@@ -63,3 +67,35 @@ def test_an_environment_without_a_map_is_said_in_one_line(fit, tmp_path, capfd):
     trained(fit, [TrialPicture()], partial(Pendulum, num_envs=4, episode_steps=10))
     assert "No picture of a trial: Pendulum has no map" in capfd.readouterr().err.splitlines()
     assert not (tmp_path / "trial.png").exists()
+
+
+RECIPE = {
+    "experiment": "tiny",
+    "frames": 64,
+    "trainer": {"accelerator": "cpu", "callbacks": [{"class_path": "TrialPicture"}, {"class_path": "Video"}]},
+    "data": {
+        "class_path": "Rollouts",
+        "init_args": {
+            "env": {
+                "class_path": "Trials",
+                "init_args": {
+                    "episodes": 2,
+                    "env": {"class_path": "GridNavi", "init_args": {"num_envs": 4, "episode_steps": 4}},
+                },
+            },
+            "steps": None,
+        },
+    },
+    "model": {"class_path": "PPO", "init_args": {"minibatches": 1}},
+}
+
+
+def test_a_recipe_names_it_and_mlflow_has_the_picture(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("drawn.yaml").write_text(yaml.safe_dump(RECIPE))
+    assert main(["fit", "-c", "drawn.yaml", "--run", "a"]) == 0
+    assert "No video: GridNavi makes no pictures" in capfd.readouterr().err
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/trial.png"]
+    assert Path("runs/tiny/a/trial.png").exists()

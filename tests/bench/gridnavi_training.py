@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+QUIET = ("--data.evaluate_every", "null", "--data.eval_envs", "1", "--trainer.callbacks", "null")
 
 
 def run(command, threads, folder):
@@ -53,7 +54,7 @@ def first_update():
     """Seconds from the command to the end of the first batch, in a folder whose database is there already."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "lightning_hyper", "fit", "-c", "recurrent/gridnavi_rnn_hn", "--frames", "1"]
-        quick = ["--data.init_args.batches_per_epoch", "1", "--data.init_args.eval_envs", "1"]
+        quick = ["--data.eval_envs", "1", "--trainer.callbacks", "null"]
         run([*command, *quick], 1, folder)
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -79,7 +80,7 @@ if __name__ == "__main__":
     print(f"{'':52} {'A':>9} {'B':>9}")
     frames = 920_000
     for method in ("rnn_hn", "rnn"):
-        for what, options in (("all", ()), ("no evaluation", ("--trainer.limit_val_batches", "0"))):
+        for what, options in (("all", ()), ("no evaluation", QUIET)):
             show(
                 f"A {method}, {what}; B bare PyTorch loop",
                 lambda m=method, o=options: ours(f"recurrent/gridnavi_{m}", frames, 1, *o),
@@ -88,13 +89,13 @@ if __name__ == "__main__":
     for threads in (1, 2):
         show(
             f"A plain RNN, 16 trials, paper sizes, {threads} thread; B RecurrentPPO",
-            lambda t=threads: ours("recurrent/gridnavi_rnn_paper", 48_000, t, "--model.init_args.partition", "trials"),
+            lambda t=threads: ours("recurrent/gridnavi_paper+recurrent/rnn", 48_000, t, "--model.partition", "windows"),
             lambda t=threads: peer(24_000, t),
         )
     print("RNN+HN, 16 trials, paper sizes: frames/s, median of 3")
-    for embedding, threads, partition in itertools.product((25, 256), (1, 2), ("steps", "trials")):
-        options = ("--model.init_args.partition", partition)
-        wide = ("--model.init_args.encoder.init_args.widths", f"[{embedding}]")
+    for embedding, threads, partition in itertools.product((25, 256), (1, 2), ("steps", "windows")):
+        options = ("--model.partition", partition)
+        wide = ("--model.encoder.widths", f"[{embedding}]")
         rates = [ours("recurrent/gridnavi_rnn_hn_paper", 19_200, threads, *options, *wide) for _ in range(3)]
         print(f"  state embedding {embedding:3}, {threads} thread(s), minibatches of {partition:6} "
               f"{statistics.median(rates):,.0f}", flush=True)  # fmt: skip

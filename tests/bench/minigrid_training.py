@@ -4,15 +4,14 @@ what the episodic memory costs.
 Each pair of commands runs in turn, so that a ratio holds when the machine's speed drifts.
 """
 
-from gridnavi_training import HERE, ours, run, show
+from gridnavi_training import HERE, QUIET, ours, run, show
 
 FRAMES = 81_920
-QUIET = ("--trainer.limit_val_batches", "0")
-ENGINE = "--data.init_args.env.init_args.engine"
+ENGINE = "--data.env.engine"
 
 
 def trained(recipe, *options, frames=FRAMES):
-    return ours(f"retrieval/{recipe}", frames, 1, *QUIET, *options)
+    return ours("+".join(f"retrieval/{part}" for part in recipe.split("+")), frames, 1, *QUIET, *options)
 
 
 def peer(frames=FRAMES // 2):
@@ -29,21 +28,21 @@ if __name__ == "__main__":
             lambda e=engine: trained("doorkey_ppo", ENGINE, e),
             peer,
         )
-    wide = ("--data.init_args.env.init_args.num_envs", "64", "--data.init_args.steps", "32")
+    wide = ("--data.env.num_envs", "64", "--data.steps", "32")
     show("A PPO, DoorKey, 64 x 32, engine batched; B SB3, 16 x 128", lambda: trained("doorkey_ppo", *wide), peer)
-    several = [("MPPO", "minigrid7_mppo"), ("PPOHypernet", "minigrid7_ppo_hypernet")]
+    several = [("MPPO", "seven+mppo"), ("PPOHypernet", "seven+ppo_hypernet")]
     for name, recipe in several:
         show(
             f"A retrieval, 7 tasks, 50 memories; B {name}",
-            lambda: trained("minigrid7_retrieval"),
+            lambda: trained("seven+retrieval"),
             lambda r=recipe: trained(r),
         )
     for size in (1_000, 10_000):
         show(
             f"A retrieval, 7 tasks, all of {size:,} memories; B PPOHypernet",
-            lambda s=size: trained(f"minigrid7_retrieval_memory{s}"),
-            lambda: trained("minigrid7_ppo_hypernet"),
+            lambda s=size: trained(f"seven+retrieval+ablations/memory{s}"),
+            lambda: trained("seven+ppo_hypernet"),
         )
-    published = trained("minigrid7_retrieval_as_published")
+    published = trained("seven+retrieval_published")
     times = f"{published / 43.5:.0f} times the 43.5 that the published code reached on another machine"
     print(f"retrieval as published, 16 x 128: {published:,.0f} frames/s, {times}")

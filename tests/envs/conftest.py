@@ -1,7 +1,12 @@
 """What tests of several environments share."""
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
+
+from lightning_hyper.envs import Gym
 
 
 @pytest.fixture
@@ -56,3 +61,40 @@ def assert_same(one, other):
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+class Anything(gymnasium.Env):
+    """Samples from its spaces, ends by itself at times, and wants its actions as its space has them."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012  as gymnasium has it
+
+    def __init__(self, observation=None, action=None, render_mode=None):
+        self.observation_space = observation or Box(-1, 1)
+        self.action_space = action or Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {"seed": seed}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        end = self.np_random.random() < 0.2
+        return self.observation_space.sample(), float(np.sum(action)), bool(end), False, {}
+
+
+@pytest.fixture
+def anything_class():
+    return Anything
+
+
+@pytest.fixture
+def anything():
+    """`anything(observation, action, **options)`: a Gym of them."""
+    gymnasium.register("Anything-v0", Anything)
+
+    def made(observation=None, action=None, *, num_envs=3, **options):
+        return Gym("Anything-v0", num_envs, arguments={"observation": observation, "action": action}, **options)
+
+    yield made
+    del gymnasium.registry["Anything-v0"]

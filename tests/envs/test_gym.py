@@ -12,39 +12,6 @@ from torchrl.envs.utils import check_env_specs
 
 from lightning_hyper.envs import Gym
 from lightning_hyper.envs.gym_spaces import rebuild, to_action, to_observation
-from lightning_hyper.envs.gym_state import pack, restore, snapshot, unpack
-
-
-class Anything(gymnasium.Env):
-    """Samples from its spaces, ends by itself at times, and wants its actions as its space has them."""
-
-    metadata = {"render_modes": []}  # noqa: RUF012  as gymnasium has it
-
-    def __init__(self, observation=None, action=None, render_mode=None):
-        self.observation_space = observation or Box(-1, 1)
-        self.action_space = action or Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.observation_space.seed(seed)
-        return self.observation_space.sample(), {"seed": seed}
-
-    def step(self, action):
-        assert self.action_space.contains(action), action
-        end = self.np_random.random() < 0.2
-        return self.observation_space.sample(), float(np.sum(action)), bool(end), False, {}
-
-
-@pytest.fixture
-def anything():
-    """`anything(observation, action, **options)`: a Gym of them."""
-    gymnasium.register("Anything-v0", Anything)
-
-    def made(observation=None, action=None, *, num_envs=3, **options):
-        return Gym("Anything-v0", num_envs, arguments={"observation": observation, "action": action}, **options)
-
-    yield made
-    del gymnasium.registry["Anything-v0"]
 
 
 def seeds_of(env):
@@ -114,8 +81,8 @@ def test_a_time_limit_truncates_and_a_fall_terminates():
     assert step["observation"][0, 2].abs() > 0.2
 
 
-def test_an_environment_may_cut_itself_off():
-    class Cut(Anything):
+def test_an_environment_may_cut_itself_off(anything_class):
+    class Cut(anything_class):
         def reset(self, *, seed=None, options=None):
             self.left = 3
             return super().reset(seed=seed)
@@ -239,10 +206,10 @@ def test_wrappers_are_put_around_from_the_inside_out():
     assert env.horizon == 500
 
 
-def test_an_id_names_the_module_that_registers_it(monkeypatch):
+def test_an_id_names_the_module_that_registers_it(monkeypatch, anything_class):
     module = types.ModuleType("of_a_user")
     monkeypatch.setitem(sys.modules, "of_a_user", module)
-    gymnasium.register("OfAUser-v0", Anything)
+    gymnasium.register("OfAUser-v0", anything_class)
     try:
         assert Gym("of_a_user:OfAUser-v0").begin()["observation"].shape == (1, 1)
     finally:
@@ -256,140 +223,6 @@ def test_pictures_are_made_when_asked_for():
     env = Gym("CartPole-v1")
     env.begin()
     assert env.render() is None
-
-
-# Tasks
-
-
-def test_listed_tasks_are_drawn_and_played():
-    gravities = [1.0, 10.0, 30.0]
-    env = Gym("Pendulum-v1", 60, tasks=[{"g": gravity} for gravity in gravities])
-    assert env.tasks == ("g 1.0", "g 10.0", "g 30.0")
-    assert env.has_tasks
-    check_env_specs(env)
-    env.set_seed(0)
-    task = env.begin()["task"]
-    assert (task.bincount(minlength=3) > 8).all()
-    for row, one in enumerate(env.vec.envs):
-        assert one.unwrapped.g == gravities[task[row]]
-    # An equal row of another task falls otherwise.
-    step = env.current["observation"]
-    after = env.advance(torch.zeros(60, 1))["observation"]
-    expected = step[:, 2] + 0.05 * 1.5 * torch.tensor(gravities)[task] * step[:, 1]
-    torch.testing.assert_close(after[:, 2], expected.clamp(-8, 8), rtol=1e-5, atol=1e-5)
-    rows = torch.arange(60) < 30
-    again = env.begin(rows)["task"]
-    assert torch.equal(again[30:], task[30:])
-    assert not torch.equal(again[:30], task[:30])
-    assert torch.equal(env.begin(same_task=True)["task"], again)
-
-
-def test_listed_tasks_continue_bit_for_bit(continues):
-    env, other = (Gym("Pendulum-v1", 5, arguments={"max_episode_steps": 20}, tasks=[{}, {"g": 3.0}]) for _ in range(2))
-    env.set_seed(0)
-    env.begin()
-    continues(env, other, [env.action_spec.rand() for _ in range(90)], 33)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tasks": []}, "data.env.tasks is .*; it must list at least one task's arguments"),
-        ({"tasks": [{"g": 1.0}, {"g": 1.0}]}, "data.env.tasks is .*none of them twice"),
-        ({"tasks": [{"h": 1.0}]}, r"Gym\('Pendulum-v1'\) cannot be made with data.env.arguments {'h': 1.0}"),
-        ({"tasks": [{}], "asynchronous": True}, "data.env.asynchronous is true, but .* has tasks"),
-    ],
-)
-def test_bad_tasks_name_the_key(options, message):
-    with pytest.raises(ValueError, match=message):
-        Gym("Pendulum-v1", **options)
-
-
-def test_tasks_of_other_spaces_are_refused(anything):
-    with pytest.raises(
-        ValueError, match=r"data.env.tasks: the task 'action .*' has observation space .*; all must have"
-    ):
-        anything(tasks=[{}, {"action": Discrete(3)}])
-
-
-# Continuing
-
-
-@pytest.mark.parametrize("id", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1"])
-def test_a_fresh_object_continues_bit_for_bit(continues, id):  # noqa: A002
-    env, other = Gym(id, 3), Gym(id, 3)
-    assert env.exact
-    assert env.why_not_exact == ""
-    env.set_seed(0)
-    env.begin()
-    continues(env, other, [env.action_spec.rand() for _ in range(300)], 47)
-
-
-def test_simulators_are_not_continued_and_say_so():
-    env = Gym("InvertedPendulum-v5", 2)
-    assert env.why_not_exact == (
-        "Gym('InvertedPendulum-v5') has state that is not plain data, so that a resumed run begins new episodes"
-    )
-    env.set_seed(0)
-    env.begin()
-    env.advance(torch.zeros(2, 1))
-    state = env.save_state()
-    assert state.keys() == {"generator", "current"}
-    starts = []
-    for _ in range(2):
-        env.load_state(state)
-        starts.append(env.current["observation"])
-    assert env.current["is_init"].all()
-    assert torch.equal(*starts)
-
-
-def test_trying_whether_it_continues_leaves_the_global_generators_alone():
-    torch.manual_seed(0)
-    np.random.seed(0)
-    expected = torch.rand(1), np.random.rand()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    assert Gym("CartPole-v1").exact
-    assert (torch.rand(1), np.random.rand()) == expected
-
-
-def test_plain_data_is_packed_as_torch_reads_it(tmp_path):
-    from collections import deque
-
-    value = {
-        "numbers": [1, 2.5, True, None, "x", 2**100],
-        (1, "key"): (np.float64(2.5), np.int32(3), np.bool_(True)),
-        "arrays": [np.arange(6, dtype=np.int16).reshape(2, 3)[:, ::-1], np.zeros(0), np.array(3.0)],
-        "queue": deque([np.ones(2)], maxlen=4),
-        "set": {1, 2},
-        "generator": np.random.default_rng(4),
-    }
-    torch.save(pack(value), tmp_path / "packed.pt")
-    again = unpack(torch.load(tmp_path / "packed.pt", weights_only=True))
-    assert again["generator"].random() == value["generator"].random()
-    assert again["queue"].maxlen == 4
-    for one, other in zip(again[(1, "key")], value[(1, "key")], strict=True):
-        assert (one, type(one)) == (other, type(other))
-    for one, other in zip(again["arrays"], value["arrays"], strict=True):
-        assert np.array_equal(one, other)
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-    assert again["numbers"] == value["numbers"]
-    assert again["set"] == value["set"]
-    with pytest.raises(TypeError, match="object"):
-        pack([object()])
-
-
-def test_parts_that_share_a_generator_still_share_it():
-    env = gymnasium.make("CartPole-v1")
-    env.reset(seed=0)
-    shared = env.unwrapped.shared = env.unwrapped.np_random
-    state = snapshot(env)
-    expected = [shared.random(), env.unwrapped.np_random.random()]
-    restore(env, state)
-    assert [env.unwrapped.shared.random(), env.unwrapped.np_random.random()] == expected
-
-
-# What cannot be
 
 
 @pytest.mark.parametrize(
@@ -452,8 +285,8 @@ def test_atari_without_its_package_names_the_extra(monkeypatch):
         Gym("ALE/Pong-v5")
 
 
-def test_a_users_own_error_keeps_its_traceback(anything):
-    class Broken(Anything):
+def test_a_users_own_error_keeps_its_traceback(anything, anything_class):
+    class Broken(anything_class):
         def step(self, action):
             raise KeyError("mine")
 

@@ -1,12 +1,15 @@
 """Trials are what a plain loop over episodes of one task makes of them."""
 
+from collections.abc import Callable
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from jsonargparse import ArgumentParser
 
-from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs import BatchedEnv, GridNavi, Gym, MiniGrid, Pendulum, Trials
 
 
 class Bandit(gymnasium.Env):
@@ -36,10 +39,10 @@ class Bandit(gymnasium.Env):
 
 
 class Wordy(Bandit):
-    """Its tasks are no numbers."""
+    """Its tasks are no numbers, and are drawn from the global generator."""
 
     def sample_tasks(self, num):
-        return [{"name": f"task {arm}"} for arm in self.np_random.integers(100, size=num)]
+        return [{"name": f"task {arm}"} for arm in np.random.randint(100, size=num)]
 
     def set_task(self, task):
         self.arm, self.episodes = int(task["name"].split()[1]), 0
@@ -200,6 +203,19 @@ def test_what_the_inner_environment_shows_is_shown():
 def test_sizes_are_handed_to_the_inner_environment_or_taken_from_it():
     assert Trials(lambda **o: GridNavi(**{"num_envs": 7, **o})).batch_size == (7,)
     assert Trials(lambda **o: GridNavi(**{"num_envs": 7, **o}), num_envs=3).batch_size == (3,)
+
+
+def test_a_recipe_names_the_inner_environment_with_its_arguments():
+    class Data:
+        def __init__(self, env: Callable[[], BatchedEnv]):
+            self.env = env
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(Data, "data")
+    inner = {"class_path": "GridNavi", "init_args": {"num_envs": 8, "size": 4}}
+    recipe = {"env": {"class_path": "Trials", "init_args": {"episodes": 4, "env": inner}}}
+    env = parser.instantiate_classes(parser.parse_object({"data": recipe})).data.env(num_envs=5, device="cpu")
+    assert (env.batch_size, env.horizon, env.inner.size) == ((5,), 60, 4)
 
 
 def test_an_environment_that_cannot_be_saved_begins_new_trials():

@@ -164,7 +164,6 @@ def test_returns_of_an_evaluation_are_those_of_the_episodes():
     assert metrics == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="no environment heeds in_turn yet")
 def test_an_evaluation_of_as_many_trials_as_there_are_goals_measures_each_once():
     made, _ = rollouts(TRIALS, steps=3, eval_envs=21)
     policy = Up()

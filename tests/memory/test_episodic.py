@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.memory import BestReturn, EpisodicMemory, Newest, TaskQuota, Uniform
+from lightning_hyper.memory import BestReturn, EpisodicMemory, Newest, Rule, TaskQuota, Uniform
 from lightning_hyper.modules import Spaces
 
 SPACES = Spaces((2,), 4, True, tasks=("a", "b", "c"))
@@ -82,6 +82,20 @@ def test_task_quota_leaves_every_task_its_share():
     held.insert(new([3.0] * 9, tasks=[2] * 9))
     held.insert(new([4.0] * 50, tasks=[0] * 50))
     assert sorted(values(held)) == [2, 3, 3, 4, 4]
+
+
+def test_a_users_own_rule_serves():
+    class First(Rule):
+        """Only what fits, and nothing ever leaves."""
+
+        def choose(self, new, held, stamps, generator):
+            free = (stamps == 0).nonzero().flatten()[: len(new)]
+            return free, torch.arange(len(free))
+
+    held = memory(rule=First())
+    held.insert(new([1.0, 2.0, 3.0]))
+    held.insert(new([4.0, 5.0, 6.0]))
+    assert values(held) == [1, 2, 3, 4, 5]
 
 
 def test_an_entry_stays_together():

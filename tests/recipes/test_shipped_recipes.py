@@ -25,13 +25,13 @@ PAGES = [FOLDER.parent / "README.md", *sorted(FOLDER.glob("*/README.md"))]
 
 
 def commands(text: str) -> list[tuple[str, ...]]:
-    """The recipes that each command of a text is given together; those of a sweep are apart."""
+    """The layers that each command of a text is given; a sweep has several such recipes."""
     text = re.sub(r"\\\n#?\s*", "", text)
     found = []
     for verb, rest in re.findall(r"lightning-hyper (fit|sweep) ([^\n`]+)", text):
-        given = tuple(name for name in re.findall(r"-c (\S+)", rest) if "$" not in name and "/" in name)
-        found += [given] if verb == "fit" else [(name,) for name in given]
-    return [given for given in found if given]
+        given = tuple(re.findall(r"-c (\S+)", rest))
+        found += ["+".join(given)] if verb == "fit" else given
+    return [tuple(given.split("+")) for given in found if "/" in given and "$" not in given]
 
 
 def header(name: str) -> str:
@@ -132,7 +132,7 @@ METHODS = {
     ),
     **methods(
         "retrieval/three+retrieval/retrieval+retrieval/ablations/{}",
-        "inverse_distance plain_projection own_task heads",
+        "inverse_distance plain_projection own_task heads best_return task_quota newest memory1000",
         MINIGRID,
     ),
     **methods("gymnasium/{}", "ppo ppo+gymnasium/recurrent cartpole+gymnasium/dictionary", GYM),

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from mlflow import MlflowClient
 
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.training import mlflow as tracking
 from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware
 
@@ -20,7 +21,7 @@ from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_com
 def root(tmp_path_factory):
     """One database for the module: creating one takes seconds."""
     root = tmp_path_factory.mktemp("runs")
-    MLflowLogger(root, "first", "first").version  # noqa: B018  waits for the database
+    MLflowLogger(root, "first", "first").run_id()  # waits for the database
     return root
 
 
@@ -51,24 +52,31 @@ def history(client, run_id, key):
 
 
 def test_metrics_lie_over_frames_and_lightnings_epoch_is_left_out(root, client):
-    logger = MLflowLogger(root, "exp", "frames")
-    logger.clock = SimpleNamespace(frames=15_360)
+    clock = SimpleNamespace(frames=15_360)
+    logger = MLflowLogger(root, "exp", "frames", clock=clock)
     logger.log_metrics({"train/return": 1.5, "epoch": 3, "odd[name]": 2.0}, step=7)
-    logger.clock = None
+    clock.frames = 15_400
     logger.log_metrics({"train/return": 2.5}, step=8)
     logger.finish("FINISHED")
-    run = client.get_run(logger.version)
-    assert history(client, logger.version, "train/return") == [(15_360, 1.5), (8, 2.5)]
+    run = client.get_run(logger.run_id())
+    assert history(client, logger.run_id(), "train/return") == [(15_360, 1.5), (15_400, 2.5)]
     assert set(run.data.metrics) == {"train/return", "odd_name_"}
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "frames"
+
+
+def test_without_a_clock_metrics_lie_over_the_given_step(root, client):
+    logger = MLflowLogger(root, "exp", "steps")
+    logger.log_metrics({"a": 1.0}, step=8)
+    logger.finish("FINISHED")
+    assert history(client, logger.run_id(), "a") == [(8, 1.0)]
 
 
 def test_metrics_that_are_not_finite_are_kept(root, client):
     logger = MLflowLogger(root, "exp", "nan")
     logger.log_metrics({"loss": math.nan, "grad": math.inf}, step=1)
     logger.finish("FAILED")
-    metrics = client.get_run(logger.version).data.metrics
+    metrics = client.get_run(logger.run_id()).data.metrics
     assert math.isnan(metrics["loss"])
     assert metrics["grad"] > 1e300
 
@@ -78,16 +86,16 @@ def test_a_run_is_continued_and_its_first_parameters_stay(root, client):
     first.log_hyperparams({"model": {"lr": 0.1, "gamma": 0.9}, "long": "x" * 10_000})
     first.log_metrics({"a": 1.0}, 1)
     first.finish("FAILED")
-    second = MLflowLogger(root, "exp", "again", run_id=first.version)
+    second = MLflowLogger(root, "exp", "again", run_id=first.run_id())
     second.open()
     second.log_hyperparams({"model": {"lr": 0.2, "gamma": 0.9, "new": 1}})
     second.flush()
-    assert client.get_run(first.version).info.status == "RUNNING"
+    assert client.get_run(first.run_id()).info.status == "RUNNING"
     second.log_metrics({"a": 2.0}, 2)
     second.finish("FINISHED")
-    run = client.get_run(first.version)
-    assert second.version == first.version
-    assert history(client, first.version, "a") == [(1, 1.0), (2, 2.0)]
+    run = client.get_run(first.run_id())
+    assert second.run_id() == first.run_id()
+    assert history(client, first.run_id(), "a") == [(1, 1.0), (2, 2.0)]
     assert run.data.params["model.lr"] == "0.1"
     assert run.data.params["model.new"] == "1"
     assert run.data.tags["changed:model.lr"] == "0.2"
@@ -97,19 +105,13 @@ def test_a_run_is_continued_and_its_first_parameters_stay(root, client):
 
 
 def test_artifacts_lie_under_the_root(root, tmp_path):
-    from matplotlib.figure import Figure
-
     (tmp_path / "last.ckpt").write_bytes(b"weights")
     logger = MLflowLogger(root, "exp", "artifacts")
     logger.log_text("frames: 1", "recipe.yaml")
-    logger.log_dict({"a": 1}, "tables/a.json")
-    logger.log_figure(Figure(), "pictures/curve.png")
     logger.log_artifact(tmp_path / "last.ckpt", "checkpoints")
     logger.finish("FINISHED")
-    folder = root / "artifacts" / "exp" / logger.version / "artifacts"
+    folder = root / "artifacts" / "exp" / logger.run_id() / "artifacts"
     assert (folder / "recipe.yaml").read_text() == "frames: 1"
-    assert json.loads((folder / "tables" / "a.json").read_text()) == {"a": 1}
-    assert (folder / "pictures" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == b"weights"
 
 
@@ -118,7 +120,7 @@ def test_a_deleted_experiment_comes_back(root, client):
     client.delete_experiment(experiment)
     logger = MLflowLogger(root, "gone", "run")
     logger.finish("FINISHED")
-    assert client.get_run(logger.version).info.experiment_id == experiment
+    assert client.get_run(logger.run_id()).info.experiment_id == experiment
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,26 @@ def test_lightning_ends_a_run_with_the_right_status(root, client, tmp_path, erro
     else:
         with pytest.raises((ValueError, SystemExit)):
             trainer.fit(Model())
-    assert client.get_run(logger.version).info.status == status
+    assert client.get_run(logger.run_id()).info.status == status
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_run_whose_recipe_is_refused_at_the_start_is_not_recorded(root, client, tmp_path, sent):
+    class Model(BoringModel):
+        def configure_model(self):
+            if sent:
+                self.logger.log_metrics({"a": 1.0}, 1)
+            raise RecipeError("model.lr is 0; it must be positive")
+
+    logger = MLflowLogger(root, "exp", f"refused-{sent}")
+    logger.open()
+    logger.log_hyperparams({"a": 1})
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    with pytest.raises(RecipeError):
+        Trainer(logger=logger, max_steps=1, default_root_dir=tmp_path, **quiet).fit(Model())
+    (experiment,) = client.search_experiments(filter_string="name = 'exp'")
+    runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = 'refused-{sent}'")
+    assert [run.info.status for run in runs] == (["FAILED"] if sent else [])
 
 
 def test_the_first_bad_verdict_stays_and_a_good_one_does_not(root, client):
@@ -148,13 +169,13 @@ def test_the_first_bad_verdict_stays_and_a_good_one_does_not(root, client):
     logger.open()
     for status, there in (("FINISHED", "FINISHED"), ("KILLED", "KILLED"), ("FINISHED", "KILLED"), ("FAILED", "KILLED")):
         logger.finish(status)
-        assert client.get_run(logger.version).info.status == there
+        assert client.get_run(logger.run_id()).info.status == there
 
 
 def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing, monkeypatch):
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.05)
     logger = MLflowLogger(root, "exp", "heals")
-    assert logger.version
+    assert logger.run_id()
     refusing(False)
     with pytest.warns(UserWarning, match="refused; training goes on") as warned:  # noqa: PT031
         for step in range(5):
@@ -163,12 +184,12 @@ def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing
             assert time.perf_counter() - started < 0.1
         logger.flush()
     assert len(warned) == 1
-    assert history(client, logger.version, "a") == []
+    assert history(client, logger.run_id(), "a") == []
     refusing(True)
     time.sleep(0.1)
     logger.log_metrics({"a": 5.0}, 5)
     logger.flush()
-    assert history(client, logger.version, "a") == [(step, float(step)) for step in range(6)]
+    assert history(client, logger.run_id(), "a") == [(step, float(step)) for step in range(6)]
     logger.finish("FINISHED")
     assert not (root / "exp" / "heals" / "unsent_metrics.jsonl").exists()
 
@@ -176,7 +197,7 @@ def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing
 def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusing, monkeypatch):
     monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
     logger = MLflowLogger(root, "exp", "lost")
-    assert logger.version
+    assert logger.run_id()
     refusing(False)
     with pytest.warns(UserWarning, match=r"3 rows.*unsent_metrics\.jsonl"):  # noqa: PT031
         for step in range(3):
@@ -184,7 +205,7 @@ def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusin
         logger.finish("FAILED")
     rows = [json.loads(line) for line in (root / "exp" / "lost" / "unsent_metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["metrics"]) for row in rows] == [(step, {"a": float(step)}) for step in range(3)]
-    assert client.get_run(logger.version).info.status == "FAILED"
+    assert client.get_run(logger.run_id()).info.status == "FAILED"
 
 
 def test_a_locked_database_is_an_error_in_time(root, monkeypatch):
@@ -224,14 +245,14 @@ def test_a_database_of_something_else_is_an_error_and_left_alone(tmp_path):
 def test_a_server_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"tracking_uri: .*127\.0\.0\.1:9"):
-        MLflowLogger(tmp_path, tracking_uri="http://127.0.0.1:9").version  # noqa: B018
+        MLflowLogger(tmp_path, tracking_uri="http://127.0.0.1:9").run_id()
 
 
 RUN = """
 import sys
 from lightning_hyper.training.mlflow import MLflowLogger
 logger = MLflowLogger(sys.argv[1], "both", sys.argv[2])
-print(logger.version, flush=True)
+print(logger.run_id(), flush=True)
 logger.log_metrics({"a": 1.0}, 1)
 if "finish" in sys.argv:
     logger.finish("FINISHED")
@@ -245,7 +266,7 @@ def start(*arguments):
 
 def test_two_processes_may_create_one_database_at_once(tmp_path):
     processes = [start(tmp_path, "one", "finish"), start(tmp_path, "two")]
-    ids = [process.communicate(timeout=60)[0].strip() for process in processes]
+    ids = [process.communicate(timeout=240)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = [client.get_run(run_id) for run_id in ids]
@@ -265,7 +286,7 @@ def test_a_creation_cut_short_by_a_kill_leaves_no_half_database(tmp_path):
     process.kill()
     process.communicate()
     again = MLflowLogger(tmp_path, "both", "again")
-    assert again.version
+    assert again.run_id()
     again.finish("FINISHED")
 
 
@@ -275,7 +296,7 @@ def test_other_ranks_do_nothing(tmp_path, monkeypatch):
     logger.open()
     logger.log_metrics({"a": 1.0}, 1)
     logger.finish("FINISHED")
-    assert logger.version is None
+    assert logger.run_id() is logger.version is None
     assert not (tmp_path / "runs").exists()
 
 

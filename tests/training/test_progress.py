@@ -7,11 +7,14 @@ import sys
 import termios
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.training import progress
 from lightning_hyper.training.progress import ProgressBar
 
 
@@ -27,8 +30,8 @@ class Tiny(Algorithm):
     def learn(self, batch):
         return []
 
-    def returns(self, batch, prefix):
-        return {}
+    def parameter_groups(self):
+        return []
 
     def configure_model(self):
         pass
@@ -50,14 +53,36 @@ class Tiny(Algorithm):
         self.log_dict({"test/return": 1.25, "test/episode_1": -3.5}, batch_size=1)
 
 
-def run(verb, fails=False):
-    """Two epochs of three batches, continued at frame 200 of 800."""
+class Evaluations(Callback):
+    """Evaluates after every third batch, as `Run` does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx % 3 == 2:
+            for callback in trainer.callbacks:
+                if hasattr(callback, "on_evaluation_end"):
+                    callback.on_evaluation_end(trainer, pl_module, {"eval/return": 12.9, "eval/length": 3.0})
+
+
+class Logged(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+
+def run(verb, fails=False, logger=False):
+    """Six batches and two evaluations, continued at frame 200 of 800."""
     model = Tiny(max_grad_norm=None, lr_schedule="constant")
     model.fails = fails
     model.clock.frames, model.clock.budget = 200, 800
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=2, callbacks=[ProgressBar()], accelerator="cpu", num_sanity_val_steps=0, **quiet)
-    loaders = ([0, 1, 2], [0]) if verb == "fit" else ([0],)
+    quiet = {"logger": logger, "enable_checkpointing": False, "enable_model_summary": False}
+    callbacks = [Evaluations(), ProgressBar()]
+    trainer = Trainer(max_epochs=1, callbacks=callbacks, accelerator="cpu", limit_val_batches=1, **quiet)
+    loaders = (range(6),) if verb == "fit" else ([0],)
     getattr(trainer, verb)(model, *loaders)
 
 
@@ -95,16 +120,23 @@ def terminal(monkeypatch):
     os.close(outer)
 
 
-def test_without_a_terminal_there_is_one_line_an_epoch(capsys):
-    run("fit")
+def test_without_a_terminal_there_is_one_line_an_evaluation(capsys, monkeypatch):
+    seconds = iter([10.0, 12.0, 15.0])  # at the start, and at each evaluation
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    logger = Logged()
+    run("fit", logger=logger)
     out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if "frames" in line]
-    assert [line.split("  ")[0] for line in lines] == ["frames 500/800", "frames 800/800"]
-    assert [line.split("  ")[2:] for line in lines] == [["train/return 12.00", "eval/return 12.90"]] * 2
+    # The 200 frames of an earlier session are none of this one's speed: 300 in 2 s, 600 in 5 s.
+    assert [line for line in out.splitlines() if "frames" in line] == [
+        "frames 500/800  150 frames/s  train/return 12.00  eval/return 12.90",
+        "frames 800/800  120 frames/s  train/return 15.00  eval/return 12.90",
+    ]
     assert "\r" not in out
-    # 300 frames in at least 0.33 s, and the 200 of an earlier session don't count
-    rates = [float(re.search(r"([\d,]+) frames/s", line)[1].replace(",", "")) / 1000 for line in lines]
-    assert all(0.2 <= rate <= 0.9 for rate in rates)
+    speeds = [(step, row) for step, row in logger.rows if "time/frames_per_second" in row]
+    assert speeds == [
+        (500, {"time/frames_per_second": 150.0, "time/seconds": 2.0}),
+        (800, {"time/frames_per_second": 120.0, "time/seconds": 5.0}),
+    ]
 
 
 def test_on_a_terminal_one_bar_is_rewritten_in_place(terminal):
@@ -114,7 +146,7 @@ def test_on_a_terminal_one_bar_is_rewritten_in_place(terminal):
     drawn = [part for part in re.split(r"[\r\n]+", sent) if "frames" in part]
     assert len(drawn) >= 5
     assert "200/800" in drawn[0]
-    assert re.search(r"100%.*800/800 frames.*train/return 12\.00  eval/return 12\.90", drawn[-1])
+    assert re.search(r"100%.*800/800 frames.*train/return 15\.00  eval/return 12\.90", drawn[-1])
     assert "eval/return" not in drawn[1]
     bars = sent[sent.index(drawn[0]) : sent.index(drawn[-1])]
     assert "\n" not in bars  # one line, and no second bar for validation

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.envs.base import BatchedEnv
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ class Spaces:
         keys = shown.keys()
         task = shown["task"] if "task" in keys else None
         indexed = isinstance(task, Categorical)
-        names = tuple(getattr(env, "tasks", ()) or (f"task {k + 1}" for k in range(int(task.space.n)))) if indexed else ()
         return cls(
             observation=tuple(shown["observation"].shape[len(env.batch_size) :]),
             actions=actions,
@@ -76,8 +75,8 @@ class Spaces:
             horizon=env.horizon,
             trials="episode_done" in keys,
             task=0 if task is None or indexed else task.shape[-1],
-            tasks=names,
-            missions=tuple(tuple(texts) for texts in getattr(env, "missions", ())),
+            tasks=tuple(env.tasks) if indexed else (),
+            missions=tuple(tuple(texts) for texts in env.missions),
             raw=env.raw,
             **bounds,
         )
