@@ -18,8 +18,8 @@ from lightning_hyper.analysis.statistics import (
     FEWEST,
     area_under_curve,
     bootstrap_difference,
+    bootstrap_interval,
     interquartile_mean,
-    spread,
 )
 from lightning_hyper.folder import Root
 from lightning_hyper.tracking import database
@@ -230,7 +230,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _with_spread(values: Array) -> str:
-    low, high = spread(values)
+    low, high = bootstrap_interval(values)
     return _interval(float(interquartile_mean(values)), float(low), float(high), f"n={len(values)}", len(values))
 
 
@@ -328,7 +328,7 @@ def _log(client: MlflowClient, experiment_id: str, files: Sequence[Path]) -> str
 
 
 def _draw(env: Environment, metric: str, references: Mapping[str, float], colours: Mapping[str, int]) -> None:
-    """Draw the learning curves: a line for each method, shaded by its `spread`, named with its seeds where it ends."""
+    """Draw the learning curves: a line for each method, shaded by its interval, named with its seeds where it ends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -342,7 +342,7 @@ def _draw(env: Environment, metric: str, references: Mapping[str, float], colour
         frames, values = one.curves()
         middle = interquartile_mean(values)
         if len(one.runs) > 1:
-            axes.fill_between(frames, *spread(values), color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(frames, *bootstrap_interval(values), color=colour, alpha=0.18, linewidth=0)
         marker = "o" if len(frames) == 1 else ""
         axes.plot(frames, middle, dash, color=colour, linewidth=2, marker=marker)
         shown = middle[np.isfinite(middle)]

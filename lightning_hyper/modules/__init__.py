@@ -3,18 +3,12 @@
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.actor_critic import ActorCritic
 from lightning_hyper.modules.conditioned import ConditionedPolicy
-from lightning_hyper.modules.context import (
-    ConstantContext,
-    Contexts,
-    ContextSource,
-    JoinedContext,
-    OneHotContext,
-    RecurrentContext,
-    TaskContext,
-    TextContext,
-)
+from lightning_hyper.modules.context import ConstantContext, Contexts, ContextSource
+from lightning_hyper.modules.joined_context import JoinedContext
 from lightning_hyper.modules.normalization import NoNorm, ReturnScale, RunningNorm
 from lightning_hyper.modules.observation import ObservationEncoder
+from lightning_hyper.modules.recurrent_context import RecurrentContext
+from lightning_hyper.modules.task_context import OneHotContext, TaskContext, TextContext
 
 __all__ = [
     "ActorCritic",

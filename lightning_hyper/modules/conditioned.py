@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.spaces import Spaces
-from lightning_hyper.modules.context import FEATURES, ContextFactories, Contexts, Role, Window, make_context
+from lightning_hyper.modules.context import FEATURES, ContextFactories, Contexts, Role, Window
+from lightning_hyper.modules.joined_context import make_context
 from lightning_hyper.modules.observation import EncoderFactory, ObservationEncoder, features_of
 
 ConditionalFactory = Callable[[int, int, int], nn.Module]

@@ -22,6 +22,7 @@ MINIGRID = partial(MiniGrid, num_envs=4, tasks=["MiniGrid-LavaGapS5-v0", "MiniGr
 MEMORY = partial(RecurrentContext, encoder=partial(GRU, hidden=6), code=2)
 TASK = partial(OneHotContext, outputs=3, role=True)
 LAYER = partial(Hyper, hidden=[])
+OWN = {"tasks": "own"}
 IMAGES = {"env": MINIGRID, "encoder": partial(GridEncoder, channels=(4, 4, 6))}
 
 
@@ -119,19 +120,8 @@ CASES = {
     "decision": {**IMAGES, "context": partial(TASK, role=False), "decision": LAYER},
     "decision, roles": {**IMAGES, "context": TASK, "decision": LAYER},
     "decision, roles and texts": {**IMAGES, "context": [TASK, TextContext], "decision": LAYER},
-    "decision, own tasks": {
-        "decision, own tasks of which one is unknown": {
-            **IMAGES,
-            "context": TASK,
-            "decision": LAYER,
-            "retriever": {"tasks": "own"},
-        },
-        **IMAGES,
-        "context": TASK,
-        "decision": LAYER,
-        "retriever": {"tasks": "own"},
-        "rule": Uniform,
-    },
+    "decision, own tasks": {**IMAGES, "context": TASK, "decision": LAYER, "retriever": OWN, "rule": Uniform},
+    "decision, own tasks of which one is unknown": {**IMAGES, "context": TASK, "decision": LAYER, "retriever": OWN},
     "decision and a projection": {**IMAGES, "context": TASK, "decision": LAYER, "retriever": {"projection": LAYER}},
     "a blind projection": {**IMAGES, "context": TASK, "retriever": {"projection": partial(MLP, hidden=[])}},
     "decision, roles, memory": {**IMAGES, "context": [TASK, MEMORY], "decision": LAYER},
@@ -384,7 +374,7 @@ def test_it_learns_in_every_world(env, options, kind):
     [
         ({"retriever": {"subset": 13}}, r"model.memory.capacity is 12, below the 13 entries of model.retriever.subset"),
         ({"retriever": {"projection": partial(MLP, hidden=[])}}, r"model.retriever.projection needs a context"),
-        ({"retriever": {"tasks": "own"}}, r"model.retriever.tasks is 'own', but data.env shows no tasks"),
+        ({"retriever": OWN}, r"model.retriever.tasks is 'own', but data.env shows no tasks"),
         ({"rule": TaskQuota}, r"of data.env's indexed tasks, of which there are 0"),
         ({"decision": Hyper}, r"model.decision is given without model.context"),
         ({"minibatches": 7}, r"model.minibatches is 7, which does not divide the 48"),

@@ -55,7 +55,10 @@ def trained(fit, callbacks, env=None):
 
 
 def test_training_is_the_same_with_and_without_it(fit, tmp_path):
-    (with_it, state, numpy), (without, state_without, numpy_without) = trained(fit, [TrialPicture(seed=7)]), trained(fit, [])
+    (with_it, state, numpy), (without, state_without, numpy_without) = (
+        trained(fit, [TrialPicture(seed=7)]),
+        trained(fit, []),
+    )
     for name, tensor in without.items():
         assert torch.equal(with_it[name], tensor)
     assert torch.equal(state, state_without)

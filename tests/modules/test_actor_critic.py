@@ -235,7 +235,6 @@ def test_a_users_own_network_is_taken_to_use_its_context():
     assert made.act({key: entry[:, 0] for key, entry in window(VECTOR).items()}, None)[0]["action"].shape == (5,)
 
 
-@pytest.mark.xfail(strict=True, reason="an encoder need not say its out_features, an embedding must")
 def test_a_users_own_embedding_need_not_say_its_features():
     class Squares(nn.Module):
         def __init__(self, shape):

@@ -18,7 +18,8 @@ from lightning_hyper.modules import (
     TaskContext,
     TextContext,
 )
-from lightning_hyper.modules.context import FEATURES, make_context
+from lightning_hyper.modules.context import FEATURES
+from lightning_hyper.modules.joined_context import make_context
 from lightning_hyper.nn import GRU, LSTM, Transformer
 
 SPACES = Spaces((2,), 4, True, trials=True, task=3)
