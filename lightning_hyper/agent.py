@@ -173,10 +173,10 @@ class Agent:
         if self.spaces.tasks:
             names = np.broadcast_to(np.asarray(self._task, dtype=object), (n,))
             known = {name: k for k, name in enumerate(self.spaces.tasks)}
-            try:
-                return {"task": torch.tensor([known[name] if name in known else int(name) for name in names])}
-            except ValueError as error:
-                raise ValueError(f"task is {self._task!r}; it must be one of {', '.join(known)}") from error
+            indices = [known.get(name, name) for name in names]
+            if any(index not in known.values() for index in indices):
+                raise ValueError(f"task is {self._task!r}; it must be one of {', '.join(known)}, or its index")
+            return {"task": torch.tensor([int(index) for index in indices])}
         task = torch.as_tensor(np.asarray(self._task), dtype=torch.float32)
         return {"task": task.expand(n, -1)}
 

@@ -161,14 +161,18 @@ def _recipes(rest: Sequence[str]) -> int:
         target = recipes.copy(chosen.name, chosen.destination)
         print(f"wrote {target}; train it with: lightning-hyper fit -c {target}")
     else:
-        print(_table(recipes.listing()), end="")
+        print(_table(recipes.Row._fields, recipes.listing()), end="")
+        layers = list(recipes.layers().items())
+        if layers:
+            print("\nLayers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...\n")
+            print(_table(("layer", "what it is"), layers), end="")
     return 0
 
 
-def _table(rows: Sequence[recipes.Row]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table in which the last column is wrapped, so that lines fit the usual wide terminal."""
-    cells = [tuple(field.upper() for field in recipes.Row._fields), *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    cells = [tuple(field.upper() for field in head), *rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head) - 1)]
     indent = sum(widths) + 2 * len(widths)
     lines = []
     for row in cells:
@@ -176,7 +180,7 @@ def _table(rows: Sequence[recipes.Row]) -> str:
         # A name so long that little room is left: the result goes below it, not into a column of single words.
         narrow = indent > WIDTH - 30
         hanging = " " * (4 if narrow else indent)
-        measured = textwrap.wrap(row[4], WIDTH - len(hanging)) or [""]
+        measured = textwrap.wrap(row[-1], WIDTH - len(hanging)) or [""]
         if narrow:
             lines += [start, *(hanging + part for part in measured)]
         else:

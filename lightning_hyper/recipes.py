@@ -6,6 +6,7 @@ This module needs nothing heavier than a YAML parser, so that listing recipes is
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,9 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.layering import Loader, Where, dump, merge, override, problem
 
-__all__ = ["RecipeError", "Row", "copy", "folder", "listing", "names", "override", "resolve", "show", "stem"]
+__all__ = ["RecipeError", "Row", "copy", "folder", "layers", "listing", "names", "override", "resolve", "show", "stem"]
 
 NOT_MEASURED = "not measured yet"
-LAYER = "a layer without `{}`: train it together with others, as in `fit -c {} -c OTHER`"
 RENAMED = "renamed.yaml"  # old names of recipes, and the layers that they are now
 
 
@@ -84,19 +84,36 @@ def stem(names_or_paths: Sequence[str]) -> str:
 
 
 def listing() -> list[Row]:
-    """Return one row for each shipped recipe; raises RecipeError if one of them cannot be read."""
+    """Return one row for each shipped recipe that is whole; raises RecipeError if one of them cannot be read."""
     rows = []
     for name in names():
         recipe = resolve([name])
-        paper, method, environment = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
-        missing = next((key for key in ("model", "data") if not _names_class(recipe.get(key))), None)
-        otherwise = NOT_MEASURED if missing is None else LAYER.format(missing, name)
-        rows.append(Row(name, paper, method, environment, _measured(_header([name])) or otherwise))
+        if _is_whole(recipe):
+            paper, method, environment = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
+            rows.append(Row(name, paper, method, environment, _measured(_header([name])) or NOT_MEASURED))
     return rows
 
 
-def _names_class(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, dict) and "class_path" in part)
+def layers() -> dict[str, str]:
+    """Return what each shipped layer is, by name: what is trained together with others, `fit -c LAYER -c LAYER`.
+
+    Raises:
+        RecipeError: one of them cannot be read.
+    """
+    return {name: _about(name, _header([name])) for name in names() if not _is_whole(resolve([name]))}
+
+
+def _is_whole(recipe: dict[str, Any]) -> bool:
+    """Whether a recipe names model and data, and the class of each part that it gives arguments to."""
+    return bool(recipe.get("model") and recipe.get("data")) and not _lacks_class(recipe)
+
+
+def _lacks_class(tree: Any) -> bool:
+    if isinstance(tree, list):
+        return any(_lacks_class(item) for item in tree)
+    if not isinstance(tree, dict):
+        return False
+    return ("init_args" in tree and "class_path" not in tree) or any(_lacks_class(branch) for branch in tree.values())
 
 
 def show(name: str) -> str:
@@ -220,6 +237,12 @@ def _header(names_or_paths: Sequence[str]) -> list[str]:
                 break
             lines.append(line)
     return lines
+
+
+def _about(name: str, header: Sequence[str]) -> str:
+    """Return what the header says before its first `# <word>:`, as one line, without the name."""
+    lines = itertools.takewhile(lambda line: not re.match(r"#\s*\w+:", line), header)
+    return " ".join(" ".join(line[1:] for line in lines).split()).removeprefix(name).strip()
 
 
 def _measured(header: Sequence[str]) -> str:

@@ -35,21 +35,3 @@ def tiny(tmp_path, monkeypatch):
         return main([verb, *(["-c", str(recipe)] if recipe else []), *arguments])
 
     return run
-
-
-@pytest.fixture
-def tiny_agent():
-    """A small agent of each method on GridNavi, by name."""
-    from functools import partial
-
-    from lightning_hyper.modules import MetaAgent, RecurrentContext, Spaces
-    from lightning_hyper.nn import GRU, Concat, ContextOnly, FiLM, Hyper
-
-    def make(method="Hyper", spaces=Spaces(observation=2, task=2, actions=5, discrete=True)):  # noqa: B008
-        network = {"Hyper": Hyper, "Concat": Concat, "ContextOnly": ContextOnly, "FiLM": FiLM}[method]
-        context = partial(RecurrentContext, encoder=partial(GRU, hidden=8), code=None)
-        return MetaAgent(
-            spaces, context=context, actor=partial(network, hidden=[6]), critic=partial(network, hidden=[6])
-        )
-
-    return make

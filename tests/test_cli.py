@@ -74,11 +74,29 @@ def test_the_listing_is_aligned_and_fits_120_columns(
     ]
     for shown in (rows, rows[:1]):
         monkeypatch.setattr(recipes, "listing", lambda shown=shown: shown)
+        monkeypatch.setattr(recipes, "layers", dict)
         assert cli.main(["recipes"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 120
         assert " ".join(lines).count("word") == 40
     assert lines[0].index("MEASURED") == lines[1].index("word") == lines[2].index("word")
+
+
+def test_layers_are_listed_after_the_recipes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipes, "listing", lambda: [Row("a", "", "", "", "1")])
+    monkeypatch.setattr(recipes, "layers", lambda: {"retrieval/seven": "Seven tasks.", "mppo": "One network."})
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        "",
+        "Layers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...",
+        "",
+        "LAYER            WHAT IT IS",
+        "retrieval/seven  Seven tasks.",
+        "mppo             One network.",
+    ]
 
 
 def test_show_and_copy_write_the_whole_recipe(

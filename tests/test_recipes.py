@@ -223,12 +223,12 @@ HEADER = """\
 """
 
 
-def test_the_listing_leaves_out_layers_and_gathers_the_measured_lines(shipped: Path) -> None:
-    write(shipped, "paper/_base", 'paper: "2309.14970"\nenvironment: GridNavi')
+def test_the_listing_gathers_the_measured_lines_of_whole_recipes(shipped: Path) -> None:
+    write(shipped, "paper/_base", 'paper: "2309.14970"\nenvironment: GridNavi\ndata: Rollouts')
     write(shipped, "_drafts/method", "x: 1")
-    write(shipped, "paper/method", HEADER + "layers: [paper/_base]\nmethod: RNN+HN\n")
-    write(shipped, "paper/other", "# paper/other\nlayers: [paper/_base]\nmethod: RNN\ndata: Rollouts")
-    write(shipped, "paper/whole", "layers: [paper/other]\nmodel: {class_path: PPO}")
+    write(shipped, "paper/method", HEADER + "layers: [paper/_base]\nmethod: RNN+HN\nmodel: PPO")
+    write(shipped, "paper/other", "# paper/other\nlayers: [paper/_base]\nmethod: RNN\nmodel: {class_path: PPO}")
+    write(shipped, "paper/layer", "layers: [paper/_base]")
     assert recipes.listing() == [
         (
             "paper/method",
@@ -237,15 +237,25 @@ def test_the_listing_leaves_out_layers_and_gathers_the_measured_lines(shipped: P
             "GridNavi",
             "trial return 33.1 [32.5, 33.6], 5 seeds, 3M frames",
         ),
-        (
-            "paper/other",
-            "2309.14970",
-            "RNN",
-            "GridNavi",
-            "a layer without `model`: train it together with others, as in `fit -c paper/other -c OTHER`",
-        ),
-        ("paper/whole", "2309.14970", "RNN", "GridNavi", "not measured yet"),
+        ("paper/other", "2309.14970", "RNN", "GridNavi", "not measured yet"),
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "model: {class_path: PPO}",
+        "data: Rollouts",
+        "data: Rollouts\nmodel: {init_args: {lr: 1}}",
+        "data: Rollouts\nmodel: {class_path: PPO, init_args: {actor: {init_args: {hidden: [8]}}}}",
+        "data: Rollouts\nmodel: PPO\ntrainer: {callbacks: [{init_args: {every: 1}}]}",
+    ],
+)
+def test_what_lacks_a_class_is_a_layer_and_told_by_its_header(shipped: Path, content: str) -> None:
+    header = "# paper/part   Seven tasks;\n#     add a method.\n# run: lightning-hyper fit\n# note: slow\n"
+    write(shipped, "paper/part", header + content)
+    assert recipes.listing() == []
+    assert recipes.layers() == {"paper/part": "Seven tasks; add a method."}
 
 
 def test_a_copy_is_whole_and_equal_to_the_recipe(shipped: Path, tmp_path: Path) -> None:

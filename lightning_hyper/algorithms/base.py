@@ -127,6 +127,9 @@ class Algorithm(LightningModule, ABC):
             Norm of each stepped group's gradient before clipping, by name; empty without clipping.
         """
         every = self.optimizer.param_groups
+        if self.lr_schedule == "linear":
+            for group in every:
+                group["lr"] = group["initial_lr"] * (1 - self.clock.progress)
         chosen = [group for group in every if groups is None or group["name"] in groups]
         names = [group["name"] for group in chosen]
         idle = [parameter for group in every if group["name"] not in names for parameter in group["params"]]
@@ -155,9 +158,6 @@ class Algorithm(LightningModule, ABC):
         return self.optimizer
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        if self.lr_schedule == "linear":
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * (1 - self.clock.progress)
         collected = self.collected(batch)
         frames = self.clock.frames + collected["next", "done"].numel() * self.trainer.world_size
         metrics = {f"loss/{name}": mean for name, mean in _means(self.learn(batch), frames).items()}

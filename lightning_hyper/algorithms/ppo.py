@@ -143,6 +143,14 @@ class PPO(Algorithm):
         return [{"name": "heads", "params": heads, "lr": self.lr}, {"name": "context", "params": context, **own}]
 
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
+        if self.return_scale is not None:
+            after = batch["next"]
+            scaled = self.return_scale(after["reward"], after["done"])
+            batch = batch.copy().set("next", after.copy().set("reward", scaled))
+        return self.improve(batch)
+
+    def improve(self, batch: TensorDict) -> list[dict[str, Tensor]]:
+        """All updates on a batch whose rewards are scaled."""
         data = {**{key: batch[key] for key in self.agent.window_keys}, **self.estimate(batch)}
         if self.agent.state_features:
             state = batch["context_state"]
@@ -159,8 +167,6 @@ class PPO(Algorithm):
     def estimate(self, batch: TensorDict) -> dict[str, Tensor]:
         """What the losses compare with, `[num_envs, time, ...]`: actions, old values, advantages, value targets."""
         reward, done, terminated = (batch["next", key] for key in ("reward", "done", "terminated"))
-        if self.return_scale is not None:
-            reward = self.return_scale(reward, done)
         value = batch["state_value"]
         advantage, target = vec_generalized_advantage_estimate(
             self.gamma,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_hyper.algorithms.ppo import PPO
 from lightning_hyper.checks import RecipeError
@@ -60,13 +62,13 @@ class RetrievalPPO(PPO):
             )
         keys = dict.fromkeys([*agent.window_keys, *(["task"] if spaces.tasks else []), "state_value"])
         kept = [*keys, *(["context_state"] if agent.keep_states else [])]
-        self.recorder = EpisodeRecorder(spaces.horizon, self.gamma, kept, bootstrap=self.bootstrap_truncation)
+        self.recorder = EpisodeRecorder(self.gamma, kept, bootstrap=self.bootstrap_truncation)
         self.cache = KeyCache(self.memory.capacity, agent.features, self.retriever.refresh)
-        self.memory.begin(spaces, torch.initial_seed())
+        self.memory.begin(spaces, torch.initial_seed(), kept)
 
-    def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
+    def improve(self, batch: TensorDict) -> list[dict[str, Tensor]]:
         self.memory.insert(self.recorder.completed(batch))
-        updates = super().learn(batch)
+        updates = super().improve(batch)
         held = torch.tensor(float(len(self.memory)), device=self.device)
         return [{**update, "memory_size": held} for update in updates]
 
@@ -103,54 +105,58 @@ class RetrievalPPO(PPO):
         """
         agent, memory, rows = self.agent, self.memory, part.get("rows")
         places = memory.draw(self.retriever.subset) if places is None else places
-        shape = part[agent.window_keys[0]].shape[:2]
-        seen = {key: part[key].flatten(0, 1) for key in agent.observation.in_keys}
         held = memory.at(places) if len(places) else None
-        encoded_here = held is not None and self.cache.refresh is None
-        if encoded_here:
-            assert held is not None
-            seen = {key: torch.cat([entry, held[key]]) for key, entry in seen.items()}
-        features = agent.observation(seen)
-        count = shape.numel()
-        x = features[:count].view(*shape, -1)
-        contexts, _ = agent.contexts(part, x, part.get("context_state"))
-        x, contexts = self.flat(x, rows), contexts.flat(rows)
+        x, remembered = self._encoded(part, held if self.cache.refresh is None else None)
+        contexts, asking = self._contexts(part, x)
+        x = self.flat(x, rows)
         if held is None:
             return agent.decide(x, contexts), contexts, None
-        asking = contexts
-        if agent.context is not None and agent.context.has_roles:
-            asked, _ = agent.contexts(part, features[:count].view(*shape, -1), part.get("context_state"), "retrieve")
-            asking = asked.flat(rows)
         network = self.retriever.projection
         if network is None and self.retriever.shares_decision:
             network = agent.decision
-        if encoded_here:
-            remembered, of = features[count:], self._contexts_of(held, features[count:])
-            if network is None:
-                decided, query, key = agent.decide(x, contexts), x, remembered
-            elif network is agent.decision:
-                together = chained(chained(contexts, asking), of)
-                decided, query, key = together.condition(network, torch.cat([x, x, remembered])).split(
-                    [len(x), len(x), len(remembered)]
-                )
-            else:
-                both = chained(asking, of).condition(network, torch.cat([x, remembered]))
-                decided, (query, key) = agent.decide(x, contexts), both.split([len(x), len(remembered)])
-        else:
+        if remembered is None:
             decided = agent.decide(x, contexts)
             query = x if network is None else asking.condition(network, x)
             key = self.cache.keys(places, memory.stamps, lambda some: self._key(network, some))
+        elif network is None:
+            decided, query, key = agent.decide(x, contexts), x, remembered
+        else:
+            of = self._contexts_of(held, remembered)
+            # Where the roles are not told apart, what is decided with is also what is asked with.
+            apart = [(contexts, x)] if network is agent.decision and asking is not contexts else []
+            asked = [*apart, (asking, x), (of, remembered)]
+            *projected, key = _together(network, asked)
+            query = projected[-1]
+            decided = projected[0] if network is agent.decision else agent.decide(x, contexts)
         allowed = None
         if self.retriever.tasks == "own":
             allowed = self.flat(part["task"], rows).unsqueeze(1) == held["task"]
         return decided, contexts, self.retriever.recall(query, key, held["value"], allowed, places)
+
+    def _encoded(self, part: dict[str, Tensor], held: TensorDict | None) -> tuple[Tensor, Tensor | None]:
+        """What the encoder makes of a minibatch `[n, time, features]`, and of entries `[K, features]` with it."""
+        shape = part[self.agent.window_keys[0]].shape[:2]
+        seen = {key: part[key].flatten(0, 1) for key in self.agent.observation.in_keys}
+        if held is not None:
+            seen = {key: torch.cat([entry, held[key]]) for key, entry in seen.items()}
+        features = self.agent.observation(seen)
+        x = features[: shape.numel()].view(*shape, -1)
+        return x, None if held is None else features[shape.numel() :]
+
+    def _contexts(self, part: dict[str, Tensor], x: Tensor) -> tuple[Contexts, Contexts]:
+        """Contexts of a minibatch's steps to decide and to retrieve; the same where the roles are not told apart."""
+        state, rows = part.get("context_state"), part.get("rows")
+        deciding = self.agent.contexts(part, x, state)[0].flat(rows)
+        if self.agent.context is None or not self.agent.context.has_roles:
+            return deciding, deciding
+        return deciding, self.agent.contexts(part, x, state, "retrieve")[0].flat(rows)
 
     def _contexts_of(self, held: TensorDict, x: Tensor) -> Contexts:
         window = {key: held[key].unsqueeze(1) for key in self.agent.window_keys}
         state = held["context_state"] if self.agent.keep_states else None
         return self.agent.contexts(window, x.unsqueeze(1), state, "retrieve")[0].flat()
 
-    def _key(self, network: torch.nn.Module | None, places: Tensor) -> Tensor:
+    def _key(self, network: nn.Module | None, places: Tensor) -> Tensor:
         held = self.memory.at(places)
         x = self.agent.observation(held)
         return x if network is None else self._contexts_of(held, x).condition(network, x)
@@ -168,3 +174,9 @@ class RetrievalPPO(PPO):
         self.memory.load_state(state["memory"], self.device)
         self.recorder.load_state(state["recorder"], self.device)
         self.cache.load_state(state["keys"], self.device)
+
+
+def _together(network: nn.Module, parts: Sequence[tuple[Contexts, Tensor]]) -> Sequence[Tensor]:
+    """f(x | c) of several contexts and inputs, in one call."""
+    contexts, rows = reduce(chained, [contexts for contexts, _ in parts]), torch.cat([x for _, x in parts])
+    return list(contexts.condition(network, rows).split([len(x) for _, x in parts]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchrl.data import Bounded, Categorical
+from torchrl.data import Bounded, Categorical, MultiCategorical
 
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.base import BatchedEnv
@@ -53,7 +53,7 @@ class Spaces:
         """
         action, shown = env.action_spec, env.observation_spec
         bounds: dict[str, tuple[float, ...]] = {}
-        if isinstance(action, Categorical):
+        if isinstance(action, Categorical) and not isinstance(action, MultiCategorical):
             actions, discrete = int(action.space.n), True
         elif action.dtype.is_floating_point:
             actions, discrete = action.shape[-1], False

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.envs.gym import NO_LIMIT
 from lightning_hyper.experience.base import Experience
 from lightning_hyper.experience.collection import Collection
 
@@ -35,6 +36,8 @@ class Rollouts(Experience[TensorDict]):
         return self._steps or self.env.horizon
 
     def begin(self, policy: Any, *, folder: Path | None = None, budget: int | None = None) -> None:
+        if self._steps is None and self.env.horizon >= NO_LIMIT:
+            raise RecipeError("data.steps is null, but data.env has no limit of frames; give a number, such as 128")
         keep = getattr(policy, "keep_states", False)
         self.collection = Collection(self.env, policy, self.steps, value=policy.value_of, keep_states=keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,12 +41,13 @@ class EpisodicMemory:
         self.entries: TensorDict | None = None  # [capacity]
         self.stamps = torch.zeros(capacity, dtype=torch.int64)  # when each place was written, from 1; 0 for never
 
-    def begin(self, spaces: Spaces, seed: int, device: torch.device | None = None) -> None:
+    def begin(self, spaces: Spaces, seed: int, entries: Sequence[str], device: torch.device | None = None) -> None:
         """Say whose steps are remembered, and seed what is drawn.
 
         Args:
             spaces: sizes of the environment.
             seed: of the draws.
+            entries: what is to be kept of each step.
             device: where a prefilled memory's entries go.
 
         Raises:
@@ -54,15 +56,21 @@ class EpisodicMemory:
         self.rule.begin(self.capacity, spaces.tasks)
         self.generator.manual_seed(seed)
         if self.prefill is not None:
-            self._prefill(self.prefill, spaces, device)
+            self._prefill(self.prefill, spaces, entries, device)
 
-    def _prefill(self, path: str, spaces: Spaces, device: torch.device | None) -> None:
+    def _prefill(self, path: str, spaces: Spaces, entries: Sequence[str], device: torch.device | None) -> None:
         checkpoint = read_checkpoint(path, key="model.memory.prefill")
         held = checkpoint["ranks"][0]["algorithm"].get("memory", {})
         if not held.get("entries"):
             raise RecipeError(f"model.memory.prefill: {path} is of a run without a memory, or with an empty one")
         if not Spaces(**checkpoint["spaces"]).fits(spaces):
             raise RecipeError(f"model.memory.prefill: {path} remembers {checkpoint['spaces']}; data.env has {spaces}")
+        there, here = set(held["entries"]), {*entries, "value", "episode_return"} - {"state_value"}
+        if there != here:
+            raise RecipeError(
+                f"model.memory.prefill: {path} keeps {', '.join(sorted(there))} of each step, and this agent needs "
+                f"{', '.join(sorted(here))}; take a run with the same kinds of model.context"
+            )
         stamps = held["stamps"]
         newest = stamps.argsort(descending=True)[: min(self.capacity, int((stamps > 0).sum()))].flip(0)
         rows = TensorDict(held["entries"], batch_size=stamps.shape)[newest].to(device)

@@ -17,7 +17,6 @@ class EpisodeRecorder:
     `bootstrap` says so, with the critic's value of the last observation, as the critic's own targets have it.
 
     Args:
-        horizon: most frames of an episode.
         gamma: discount per frame.
         entries: what is kept of each step.
         bootstrap: count the value of what follows a truncation.
@@ -25,9 +24,9 @@ class EpisodeRecorder:
     Source: arXiv 2306.10698's code, where an episode's value is its last and only reward, discounted to each step.
     """
 
-    def __init__(self, horizon: int, gamma: float, entries: Sequence[str], *, bootstrap: bool = True) -> None:
-        self.horizon, self.gamma, self.entries, self.bootstrap = horizon, gamma, tuple(entries), bootstrap
-        self._pending: TensorDict | None = None  # [num_envs, horizon], with the reward of each step
+    def __init__(self, gamma: float, entries: Sequence[str], *, bootstrap: bool = True) -> None:
+        self.gamma, self.entries, self.bootstrap = gamma, tuple(entries), bootstrap
+        self._pending: TensorDict | None = None  # [num_envs, longest so far], with the reward of each step
         self._lengths = torch.zeros(0, dtype=torch.int64)
 
     def completed(self, batch: TensorDict) -> TensorDict:
@@ -44,18 +43,19 @@ class EpisodeRecorder:
         n, steps = done.shape
         window = TensorDict({**{key: batch[key] for key in self.entries}, "reward": reward}, batch_size=[n, steps])
         if self._pending is None:
-            self._pending = window[:, :1].expand(n, self.horizon).clone().zero_()
+            self._pending = window.clone().zero_()
             self._lengths = torch.zeros(n, dtype=torch.int64, device=done.device)
         # Where the episode of each step ends: the first end at or after it; `steps` where it is still going on.
         time = torch.arange(steps, device=done.device).expand(n, steps)
         end = torch.where(done, time, steps).flip(1).cummin(1).values.flip(1)
         inside = end < steps
-        before = torch.arange(self.horizon, device=done.device).expand(n, -1)
+        early = self._pending.shape[1]
+        before = torch.arange(early, device=done.device).expand(n, -1)
         carried = (before < self._lengths.unsqueeze(1)) & inside[:, :1]
         last = batch["next_value"].squeeze(-1) * ~terminated if self.bootstrap else torch.zeros_like(reward)
         value = self._values(reward, done, last)
         total = after["episode_return"].squeeze(-1).gather(1, end.clamp(max=steps - 1))
-        total = torch.cat([total[:, :1].expand(n, self.horizon), total], 1)
+        total = torch.cat([total[:, :1].expand(n, early), total], 1)
         chosen = torch.cat([carried, inside], 1)
         entries = cast(TensorDict, torch.cat([self._pending, window], 1)[chosen])  # type: ignore[list-item]
         del entries["reward"]
@@ -64,7 +64,7 @@ class EpisodeRecorder:
         return entries
 
     def _values(self, reward: Tensor, done: Tensor, last: Tensor) -> Tensor:
-        """Discounted rewards `[num_envs, horizon + time]` up to the first end; meaningless where there is none."""
+        """Discounted rewards `[num_envs, longest + time]` up to the first end; meaningless where there is none."""
         assert self._pending is not None
         values, following = [], torch.zeros_like(reward[:, 0])
         for t in range(reward.shape[1] - 1, -1, -1):
@@ -81,6 +81,10 @@ class EpisodeRecorder:
     def _keep(self, window: TensorDict, count: Tensor, inside: Tensor, done: Tensor) -> None:
         assert self._pending is not None
         rows, times = (~inside).nonzero(as_tuple=True)
+        longest, width = int(count.max()) + 1, self._pending.shape[1]
+        if longest > width:
+            more = self._pending[:, :1].expand(len(count), max(longest, 2 * width) - width).clone().zero_()
+            self._pending = cast(TensorDict, torch.cat([self._pending, more], 1))  # type: ignore[list-item]
         self._pending[rows, count[rows, times]] = window[rows, times]
         self._lengths = torch.where(done[:, -1], 0, count[:, -1] + 1)
 
@@ -94,4 +98,5 @@ class EpisodeRecorder:
         """Continue from `save_state`."""
         if state:
             self._lengths = state["lengths"].to(device)
-            self._pending = TensorDict(state["pending"], batch_size=[len(self._lengths), self.horizon]).to(device)
+            shape = state["pending"]["reward"].shape
+            self._pending = TensorDict(state["pending"], batch_size=shape).to(device)

@@ -13,6 +13,8 @@ from lightning_hyper.experience import Replay
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer
 from lightning_hyper.modules import (
     ConstantContext,
+    Contexts,
+    ContextSource,
     JoinedContext,
     OneHotContext,
     RecurrentContext,
@@ -264,6 +266,32 @@ def test_the_source_learns_from_the_critics_and_each_encoder_from_its_own_loss(c
         assert all(p.grad is None for part in stays for p in part.parameters())
     critic_group = next(group for group in model.parameter_groups() if group["name"] == "critic")
     assert {id(p) for p in source} <= {id(p) for p in critic_group["params"]}
+
+
+class Seen(ContextSource):
+    """A user's own source, whose contexts change from step to step."""
+
+    in_keys, out_features = ("observation",), 3
+
+    def __init__(self, spaces, features):
+        super().__init__()
+
+    def forward(self, window, state, role="decide"):
+        return Contexts(window["observation"] ** 2), None
+
+
+@BOTH
+def test_what_follows_a_frame_has_a_context_of_its_own(cls, built, drawn):
+    model, minibatch = built(cls, context=Seen), drawn()
+    ready, after = model.preprocess(minibatch), minibatch["next_observation"]
+    x = torch.cat([ready["action"], minibatch["observation"] ** 2], -1)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        target = ready["reward"] + ready["discount"] * value_after(model, after, after**2)
+        torch.manual_seed(5)
+        _, _, error = model.critic_loss(ready)
+        value = model.critics.first(x, minibatch["observation"])[:, 0]
+    torch.testing.assert_close(error, (value - target).abs(), atol=1e-5, rtol=1e-5)
 
 
 @BOTH

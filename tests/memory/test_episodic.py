@@ -29,7 +29,7 @@ def new(values, tasks=None, returns=None, critic=0.0):
 
 def memory(seed=0, **options):
     made = EpisodicMemory(**{"capacity": 5, "recentre": False, **options})
-    made.begin(SPACES, seed)
+    made.begin(SPACES, seed, ["observation", "task", "state_value"])
     return made
 
 
@@ -215,6 +215,17 @@ def test_bad_options_are_named():
     with pytest.raises(RecipeError, match=r"capacity is 2; .* of which there are 3"):
         memory(rule=TaskQuota(), capacity=2)
     with pytest.raises(RecipeError, match=r"of which there are 0"):
-        EpisodicMemory(rule=TaskQuota()).begin(Spaces((2,), 4, True), 0)
+        EpisodicMemory(rule=TaskQuota()).begin(Spaces((2,), 4, True), 0, [])
     with pytest.raises(RecipeError, match=r"model.memory.capacity is 5, but the state holds 4"):
         memory().load_state(memory(capacity=4).save_state())
+
+
+def test_a_memory_of_another_agent_is_refused(tmp_path):
+    there = memory()
+    there.insert(new([1, 2, 3]))
+    path = tmp_path / "other.ckpt"
+    checkpoint = {"recipe": {}, "state_dict": {}, "spaces": SPACES.asdict()}
+    torch.save({**checkpoint, "ranks": [{"algorithm": {"memory": there.save_state()}}]}, path)
+    here = EpisodicMemory(prefill=str(path))
+    with pytest.raises(RecipeError, match="this agent needs context_state, episode_return"):
+        here.begin(SPACES, 0, ["observation", "task", "state_value", "context_state"])

@@ -60,7 +60,7 @@ def by_hand(batch, *, bootstrap=True):
 
 
 def recorder(**options):
-    return EpisodeRecorder(60, GAMMA, ["observation", "task", "state_value", "context_state"], **options)
+    return EpisodeRecorder(GAMMA, ["observation", "task", "state_value", "context_state"], **options)
 
 
 def rows(entries):

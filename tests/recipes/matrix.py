@@ -20,7 +20,9 @@ from lightning_hyper.modules import Spaces
 from lightning_hyper.parts import instantiate, parse
 
 SMALL = {"hidden": [4]}
-RECURRENT = {"class_path": "RecurrentContext", "init_args": {"encoder": {"class_path": "GRU", "init_args": {"hidden": 4}}}}
+GRU = {"class_path": "GRU", "init_args": {"hidden": 4}}
+RECURRENT = {"class_path": "RecurrentContext", "init_args": {"encoder": GRU}}
+CARTPOLE = {"class_path": "Gym", "init_args": {"id": "CartPole-v1", "num_envs": 4}}
 CONTEXTS = {
     "none": None,
     "task": {"class_path": "TaskContext"},
@@ -34,7 +36,7 @@ CONDITIONING = ("MLP", "Concat", "FiLM", "Hyper", "ContextOnly")
 GRIDNAVI = {"class_path": "GridNavi", "init_args": {"num_envs": 4, "episode_steps": 4}}
 TASKS = ["MiniGrid-Empty-5x5-v0", "MiniGrid-LavaGapS5-v0"]
 ENVIRONMENTS = {
-    "CartPole": {"class_path": "Gym", "init_args": {"id": "CartPole-v1", "num_envs": 4}},
+    "CartPole": CARTPOLE,
     "Pendulum": {"class_path": "Gym", "init_args": {"id": "Pendulum-v1", "num_envs": 4}},
     "HalfCheetah": {"class_path": "HalfCheetah", "init_args": {"num_envs": 4}},
     "MiniGrid": {"class_path": "MiniGrid", "init_args": {"num_envs": 4, "levels": 4, "tasks": TASKS}},
@@ -49,8 +51,8 @@ ENVIRONMENTS = {
             },
         },
     },
-    "trials of CartPole": {"class_path": "Trials", "init_args": {"env": {"class_path": "Gym", "init_args": {"id": "CartPole-v1"}}}},
-}  # fmt: skip
+    "trials of CartPole": {"class_path": "Trials", "init_args": {"env": CARTPOLE}},
+}
 ALGORITHMS = ("PPO", "RetrievalPPO", "TD3", "SAC")
 
 
@@ -69,7 +71,7 @@ def recipe(algorithm, environment, context, conditioning):
     if algorithm in ("TD3", "SAC"):
         if context != "none":
             model["critic_context"] = ["task"]
-        data |= {"steps": 8, "warmup_frames": 8, "batch_size": 4, "capacity": 200, "updates_per_frame": 0.1}
+        data |= {"steps": 8, "warmup_frames": 16, "batch_size": 4, "capacity": 200, "updates_per_frame": 0.1}
         data |= {"sequence": 4} if "recurrent" in context else {}
     else:
         model["minibatches"] = 2
