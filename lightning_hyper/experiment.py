@@ -151,6 +151,10 @@ class Command(LightningCLI):
         self._choose_folder()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
+        if not torch.cuda.is_available():
+            # Without a device every step of an optimiser looks for NVIDIA's library, a twentieth of a small update; not
+            # so where no device is visible.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         seed_everything(self.settings.seed, workers=True, verbose=False)
 
     def instantiate_classes(self) -> None:

@@ -101,7 +101,7 @@ def instantiate_model(config: Mapping[str, Any], *, allow: Sequence[str] = ()) -
     """
     refuse_foreign({"model": config}, "model", allow)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Algorithm, "model", required=True)
+    parser.add_subclass_arguments(Algorithm, "model", required=True, fail_untyped=False)
     return cast(Algorithm, instantiate(parser, parse(parser, {"model": dict(config)})).model)
 
 

@@ -11,12 +11,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from lightning_hyper.checkpoint_file import CheckpointError
+
 Minibatch = dict[str, Tensor]
 TOGETHER = 16_384  # frames of a block: many minibatches by one look-up, within the processor's cache
-
-
-class ReplayBufferError(ValueError):
-    """A stored replay buffer that is missing, cut short, or of another task."""
 
 
 class CompactReplayBuffer:
@@ -230,27 +228,27 @@ class CompactReplayBuffer:
         """Continue from what `save` wrote.
 
         Raises:
-            ReplayBufferError: the folder is missing, cut short, or of another task or capacity.
+            CheckpointError: the folder is missing, cut short, or of another task or capacity.
         """
         path = folder / "frames.pt"
         if not path.is_file():
-            raise ReplayBufferError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
+            raise CheckpointError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
         try:
             state = torch.load(path, map_location=self._home, weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ReplayBufferError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
+            raise CheckpointError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
         there = {key: (entry.shape[1:], entry.dtype) for key, entry in state["frames"].items()}
         if there != self._row:
-            raise ReplayBufferError(
+            raise CheckpointError(
                 f"ckpt_path: the replay buffer {path} is of another task: {there} there, {self._row} here"
             )
         for key in ("capacity", "num_envs"):
             if state[key] != getattr(self, key):
-                raise ReplayBufferError(
+                raise CheckpointError(
                     f"ckpt_path: the replay buffer {path} has {key} {state[key]}, not {getattr(self, key)}"
                 )
         if self._priorities is not None and "priorities" not in state:
-            raise ReplayBufferError(f"ckpt_path: the replay buffer {path} holds no priorities; sample uniformly")
+            raise CheckpointError(f"ckpt_path: the replay buffer {path} holds no priorities; sample uniformly")
         self._cursor, self._newest, self._count = state["cursor"], state["newest"], len(state["frames"]["end"])
         for key, entry in state["frames"].items():
             self._frames[key][: self._count] = entry

@@ -20,6 +20,7 @@ from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.experience.base import rank_seed
 from lightning_hyper.folder import RunFolder
+from lightning_hyper.training.mlflow import MLflowLogger
 from lightning_hyper.training.run import experience
 
 
@@ -159,7 +160,7 @@ class RunState(Callback):
             ranks = [{} for _ in range(trainer.world_size)]
             dist.all_gather_object(ranks, own)
         # Asked for here and not at the start, because the logger opens its run while training begins.
-        run_id = trainer.logger.version if trainer.logger is not None else None
+        run_id = trainer.logger.run_id() if isinstance(trainer.logger, MLflowLogger) else None
         checkpoint.update(self.facts, ranks=ranks, run_id=run_id)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

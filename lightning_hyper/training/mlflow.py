@@ -95,8 +95,8 @@ class MLflowLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        """What `run_id` gives; it waits, too."""
-        return self.run_id()
+        """MLflow id of the run, once it is open; `run_id` waits for it."""
+        return self._run_id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.experience import Replay
-from lightning_hyper.experience.replay_buffer import CompactReplayBuffer, Priorities, ReplayBufferError, split
+from lightning_hyper.experience.replay_buffer import CheckpointError, CompactReplayBuffer, Priorities, split
 
 FEATURES, ACTIONS, STATE = 3, 2, 4
 
@@ -347,7 +347,7 @@ def saved(tmp_path):
 
 
 def test_a_missing_buffer_is_named(tmp_path):
-    with pytest.raises(ReplayBufferError, match=r"frames\.pt is missing"):
+    with pytest.raises(CheckpointError, match=r"frames\.pt is missing"):
         buffer_of(12, 3).load(tmp_path / "nowhere")
 
 
@@ -356,7 +356,7 @@ def test_a_buffer_cut_short_is_named(saved, share):
     path = saved / "frames.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[: math.ceil(share * len(whole))])
-    with pytest.raises(ReplayBufferError, match="truncated"):
+    with pytest.raises(CheckpointError, match="truncated"):
         buffer_of(12, 3).load(saved)
 
 
@@ -371,18 +371,18 @@ def test_a_buffer_cut_short_is_named(saved, share):
     ids=["observation", "action", "discrete", "memory"],
 )
 def test_a_buffer_of_another_task_is_refused(saved, options):
-    with pytest.raises(ReplayBufferError, match="of another task"):
+    with pytest.raises(CheckpointError, match="of another task"):
         buffer_of(12, 3, **options).load(saved)
 
 
 @pytest.mark.parametrize(("capacity", "num_envs", "key"), [(15, 3, "capacity 12"), (12, 2, "num_envs 3")])
 def test_a_buffer_of_another_size_is_refused(saved, capacity, num_envs, key):
-    with pytest.raises(ReplayBufferError, match=key):
+    with pytest.raises(CheckpointError, match=key):
         buffer_of(capacity, num_envs).load(saved)
 
 
 def test_a_buffer_without_priorities_is_refused_where_sampling_is_prioritised(saved):
-    with pytest.raises(ReplayBufferError, match="priorities"):
+    with pytest.raises(CheckpointError, match="priorities"):
         buffer_of(12, 3, prioritized=(0.6, 0.4)).load(saved)
 
 
