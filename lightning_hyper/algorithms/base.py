@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from lightning_hyper.checkpoint_file import read_checkpoint
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.returns import episode_metrics
-from lightning_hyper.modules import Spaces
+from lightning_hyper.modules.normalization import ReturnScale
 
 
 class NonFiniteLossError(RuntimeError):
@@ -53,9 +54,13 @@ class Algorithm(LightningModule, ABC):
     Args:
         max_grad_norm: largest gradient norm of each parameter group; None for no clipping.
         lr_schedule: `constant`, or `linear` decay to 0 over the budget of frames.
+
+    Attributes:
+        return_scale: divides rewards, where a subclass sets one.
     """
 
     adam_eps = 1e-8
+    return_scale: ReturnScale | None = None
 
     def __init__(
         self, *, max_grad_norm: float | None = None, lr_schedule: Literal["constant", "linear"] = "constant"
@@ -101,10 +106,12 @@ class Algorithm(LightningModule, ABC):
 
     def save_state(self) -> dict[str, Any]:
         """What exact continuation needs of this rank alone, besides parameters and buffers; plain tensors."""
-        return {}
+        return {} if self.return_scale is None else {"return_scale": self.return_scale.save_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `save_state`."""
+        if self.return_scale is not None:
+            self.return_scale.load_state(state["return_scale"])
 
     # What a subclass uses.
 

@@ -83,7 +83,7 @@ class OffPolicy(Algorithm):
         self.context, self.embedding, self.critic_context = context, embedding, critic_context
         self.shared_trunk, self.normalize_observation = shared_trunk, normalize_observation
         self.actor_lr, self.critic_lr, self.gamma, self.tau = actor_lr, critic_lr, gamma, tau
-        self.reward_scale = ReturnScale(gamma) if normalize_reward else None
+        self.return_scale = ReturnScale(gamma) if normalize_reward else None
         if compile:
             for name in ("critic_loss", "actor_loss"):
                 setattr(self, name, torch.compile(getattr(self, name)))
@@ -147,8 +147,8 @@ class OffPolicy(Algorithm):
 
     def learn(self, batch: Replayed) -> list[dict[str, Tensor]]:
         self.agent.update_statistics(batch.collected)
-        if self.reward_scale is not None:
-            self.reward_scale.take_in(batch.collected["next", "reward"], batch.collected["next", "done"])
+        if self.return_scale is not None:
+            self.return_scale.take_in(batch.collected["next", "reward"], batch.collected["next", "done"])
         measured = []
         for block in batch.blocks():
             for minibatch in split(self.preprocess(block), batch.batch_size):
@@ -159,7 +159,7 @@ class OffPolicy(Algorithm):
 
     def preprocess(self, block: Minibatch) -> Minibatch:
         """Samples as the losses want them: actions scaled, n-step return and discount, the steps of a window apart."""
-        reward = block["reward"] if self.reward_scale is None else self.reward_scale.scaled(block["reward"])
+        reward = block["reward"] if self.return_scale is None else self.return_scale.scaled(block["reward"])
         powers = self.gamma ** torch.arange(reward.shape[-1], device=reward.device)
         ready = {
             **block,
@@ -174,13 +174,6 @@ class OffPolicy(Algorithm):
                 window = block[f"window_{key}"]
                 ready[key], ready[f"next_{key}"] = window[row, place], window[row, place + 1]
         return ready
-
-    def save_state(self) -> dict[str, Any]:
-        return {} if self.reward_scale is None else {"reward_scale": self.reward_scale.save_state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.reward_scale is not None:
-            self.reward_scale.load_state(state["reward_scale"])
 
     # What a subclass uses.
 

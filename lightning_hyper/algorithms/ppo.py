@@ -233,13 +233,6 @@ class PPO(Algorithm):
         )
         return losses
 
-    def save_state(self) -> dict[str, Any]:
-        return {} if self.return_scale is None else {"return_scale": self.return_scale.save_state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.return_scale is not None:
-            self.return_scale.load_state(state["return_scale"])
-
 
 def standardized(advantage: Tensor) -> Tensor:
     """Mean 0 and variance 1 over everything, on all ranks together."""
