@@ -181,4 +181,6 @@ def _plainly(text: str, key: str, cls: str) -> str:
         return f"{key} is {other[2]!r}; it must be {wanted}"
     if base := re.match(r"Not a valid subclass of (\w+)", text):
         return f"{key} must name a class, a kind of {base[1]}"
+    if names := re.match(r"Expected a typing\.Literal\[(.+)\]", text):
+        return f"{key} must be one of {names[1]}"
     return f"{key}: {text}" if key else text
