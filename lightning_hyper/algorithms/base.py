@@ -60,7 +60,6 @@ class Algorithm(LightningModule, ABC):
     """
 
     adam_eps = 1e-8
-    return_scale: ReturnScale | None = None
 
     def __init__(
         self, *, max_grad_norm: float | None = None, lr_schedule: Literal["constant", "linear"] = "constant"
@@ -72,6 +71,7 @@ class Algorithm(LightningModule, ABC):
         self.max_grad_norm, self.lr_schedule = max_grad_norm, lr_schedule
         self.clock = FrameClock()
         self.spaces: Spaces | None = None
+        self.return_scale: ReturnScale | None = None
         self._optimizer: Optimizer | None = None
 
     # What a subclass supplies.

@@ -337,6 +337,7 @@ def test_learning_rates_decay_linearly_to_zero_over_the_budget(tmp_path, schedul
     assert seen == [pytest.approx([1e-2 * share, 1e-3 * share]) for share in left]
 
 
+@pytest.mark.filterwarnings("ignore:.*not a leaf Tensor.*")  # the compiler looks at what it compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["frames", "real actions, memory", "windows, hyper"])
 def test_compiled_updates_equal_eager_ones(case):

@@ -274,6 +274,7 @@ def test_bad_options_name_the_key(options, message):
         Gym(**{"id": "CartPole-v1", **options})
 
 
+@pytest.mark.filterwarnings("ignore:.*possible render_modes.*")
 def test_pictures_of_what_has_none_are_refused(anything):
     with pytest.raises(ValueError, match=r"data.env.render is true, but Gym\('Anything-v0'\) makes no pictures"):
         anything(render=True)

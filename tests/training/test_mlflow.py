@@ -194,6 +194,7 @@ def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing
     assert not (root / "exp" / "heals" / "unsent_metrics.jsonl").exists()
 
 
+@pytest.mark.filterwarnings("default:.*training goes on, sent later.*")
 def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusing, monkeypatch):
     monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
     logger = MLflowLogger(root, "exp", "lost")

@@ -17,6 +17,11 @@ from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.training import progress
 from lightning_hyper.training.progress import ProgressBar
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:.*run with no optimizer.*"),
+]
+
 
 class Tiny(Algorithm):
     """100 frames a batch, in a little more time than tqdm waits before it draws again."""
