@@ -43,6 +43,8 @@ class Contexts:
         """f(x | c) `[*B, out]` for inputs `[*B, in]`; what a shared context gives rise to is made once."""
         if self.index is None:
             return cast(Tensor, network(x, self.values))
+        if not getattr(network, "uses_context", True):
+            return cast(Tensor, network(x, x[..., :0]))
         lead = x.shape[:-1]
         out = grouped(network, x.reshape(-1, x.shape[-1]), self.values, self.index.reshape(-1))
         return out.view(*lead, out.shape[-1])
