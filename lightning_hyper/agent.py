@@ -15,7 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 from lightning_hyper.envs import gym_spaces
-from lightning_hyper.modules import Spaces
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.parts import instantiate_model
 from lightning_hyper.tracking import database
 

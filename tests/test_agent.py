@@ -19,8 +19,9 @@ from lightning_hyper.algorithms import PPO
 from lightning_hyper.checkpoint_file import CheckpointError
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Trials
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Rollouts
-from lightning_hyper.modules import OneHotContext, RecurrentContext, Spaces, TaskContext
+from lightning_hyper.modules import OneHotContext, RecurrentContext, TaskContext
 from lightning_hyper.nn import GRU, Concat, ConvEncoder, GridEncoder, Hyper
 from lightning_hyper.parts import instantiate_model
 from lightning_hyper.tracking import database

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lightning_hyper.algorithms.base import Algorithm
 from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.replay_buffer import Minibatch, split
-from lightning_hyper.modules import Contexts, ReturnScale, RunningNorm, Spaces
+from lightning_hyper.modules import Contexts, ReturnScale, RunningNorm
 from lightning_hyper.modules.conditioned import ConditionalFactory
 from lightning_hyper.modules.context import ContextFactories
 from lightning_hyper.modules.critic import Part, TwinCritic

@@ -12,7 +12,8 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 
 from lightning_hyper.algorithms.base import Algorithm
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.modules import ActorCritic, ReturnScale, Spaces
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import ActorCritic, ReturnScale
 from lightning_hyper.modules.conditioned import ConditionalFactory
 from lightning_hyper.modules.context import ContextFactories
 from lightning_hyper.modules.normalization import moments_over_ranks

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_hyper.algorithms.ppo import PPO
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory import EpisodeRecorder, EpisodicMemory
-from lightning_hyper.modules import Spaces
 from lightning_hyper.modules.context import Contexts, chained
 from lightning_hyper.modules.retriever import KeyCache, Recall, RetrieverFactory
 from lightning_hyper.objectives import Alpha, DynamicAlpha

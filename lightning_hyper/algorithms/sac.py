@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_hyper.algorithms.off_policy import OffPolicy
 from lightning_hyper.checks import positive
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay_buffer import Minibatch
-from lightning_hyper.modules import Spaces
 from lightning_hyper.modules.conditioned import ConditionalFactory
 from lightning_hyper.modules.critic import frozen
 from lightning_hyper.modules.policies import GaussianPolicy

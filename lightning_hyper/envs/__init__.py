@@ -16,6 +16,7 @@ from lightning_hyper.envs.mujoco_families import (
     Walker2d,
 )
 from lightning_hyper.envs.pendulum import Pendulum
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.envs.trials import Trials
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "MuJoCo",
     "Pendulum",
     "Reacher",
+    "Spaces",
     "Step",
     "Trials",
     "Walker2d",

@@ -1,6 +1,5 @@
 """Tensordict modules: the parts of an agent that a recipe names."""
 
-from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.actor_critic import ActorCritic
 from lightning_hyper.modules.conditioned import ConditionedPolicy
 from lightning_hyper.modules.context import ConstantContext, Contexts, ContextSource
@@ -23,7 +22,6 @@ __all__ = [
     "RecurrentContext",
     "ReturnScale",
     "RunningNorm",
-    "Spaces",
     "TaskContext",
     "TextContext",
 ]

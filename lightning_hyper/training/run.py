@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Experience
-from lightning_hyper.modules import Spaces
 
 
 class Run(Callback):

@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from torch import nn
 
 from lightning_hyper.envs import BatchedEnv
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay import Replayed
-from lightning_hyper.modules import Spaces
 from lightning_hyper.nn import MLP, Concat, Hyper, ResidualTrunk
 
 SPACES = {

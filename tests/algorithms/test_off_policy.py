@@ -9,6 +9,7 @@ from tensordict import TensorDict
 
 from lightning_hyper.algorithms import SAC, TD3
 from lightning_hyper.algorithms.off_policy import target_of
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Replay
 from lightning_hyper.experience.replay_buffer import CompactReplayBuffer
 from lightning_hyper.modules import (
@@ -19,7 +20,6 @@ from lightning_hyper.modules import (
     OneHotContext,
     RecurrentContext,
     ReturnScale,
-    Spaces,
     TaskContext,
 )
 from lightning_hyper.modules.critic import frozen

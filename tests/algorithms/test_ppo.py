@@ -13,8 +13,9 @@ from torch import nn
 from lightning_hyper.algorithms import PPO
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Rollouts
-from lightning_hyper.modules import OneHotContext, RecurrentContext, Spaces, TaskContext
+from lightning_hyper.modules import OneHotContext, RecurrentContext, TaskContext
 from lightning_hyper.nn import GRU, MLP, Concat, FiLM, GridEncoder, Hyper, VectorEncoder
 from lightning_hyper.objectives import PPOLoss
 from lightning_hyper.training.run import Run

@@ -10,9 +10,10 @@ from torch import nn
 from lightning_hyper.algorithms import PPO, RetrievalPPO
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Rollouts
 from lightning_hyper.memory import EpisodicMemory, Newest, TaskQuota, Uniform
-from lightning_hyper.modules import OneHotContext, RecurrentContext, Spaces, TaskContext, TextContext
+from lightning_hyper.modules import OneHotContext, RecurrentContext, TaskContext, TextContext
 from lightning_hyper.modules.retriever import AttentionRetriever, NearestRetriever
 from lightning_hyper.nn import GRU, MLP, Concat, GridEncoder, Hyper
 from lightning_hyper.objectives import DynamicAlpha, FixedAlpha, PPOLoss

@@ -22,9 +22,10 @@ from lightning_hyper.analysis.gradients import (
     update_variance,
 )
 from lightning_hyper.envs import BatchedEnv, HalfCheetah, Pendulum
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Replay, Rollouts
 from lightning_hyper.experiment import main
-from lightning_hyper.modules import RecurrentContext, Spaces
+from lightning_hyper.modules import RecurrentContext
 from lightning_hyper.modules.critic import TwinCritic
 from lightning_hyper.modules.policies import DeterministicPolicy
 from lightning_hyper.nn import GRU, MLP, Concat

@@ -93,5 +93,5 @@ if __name__ == "__main__":
             print(f"{sys.argv[1]}, seed {seed}, {name}: {results[name][-1]:.1f}", flush=True)
     for name, values in results.items():
         low, high = map(float, bootstrap_interval(values))
-        print(f"{sys.argv[1]}, {frames:,} frames, {name}: {float(interquartile_mean(values)):.1f} [{low:.1f}, {high:.1f}] "
-              f"n={len(values)}, {seconds[name] / len(values):.0f} s a run")  # fmt: skip
+        figure = f"{float(interquartile_mean(values)):.1f} [{low:.1f}, {high:.1f}] n={len(values)}"
+        print(f"{sys.argv[1]}, {frames:,} frames, {name}: {figure}, {seconds[name] / len(values):.0f} s a run")

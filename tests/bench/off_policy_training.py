@@ -44,7 +44,7 @@ def other(script, name, size, threads):
 
 def updates(algorithm, critic, size, count, threads):
     """Updates/s on one minibatch of HalfCheetah's sizes."""
-    from lightning_hyper.modules import Spaces
+    from lightning_hyper.envs import Spaces
 
     torch.set_num_threads(threads)
     model = algorithm(critic=critic)

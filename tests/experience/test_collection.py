@@ -9,8 +9,9 @@ from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Collection, first_episodes
-from lightning_hyper.modules import ActorCritic, OneHotContext, RecurrentContext, Spaces
+from lightning_hyper.modules import ActorCritic, OneHotContext, RecurrentContext
 from lightning_hyper.nn import GRU, Concat, GridEncoder, Hyper
 
 MEMORY = partial(RecurrentContext, encoder=partial(GRU, hidden=5))

@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Rollouts
-from lightning_hyper.modules import ActorCritic, RecurrentContext, Spaces
+from lightning_hyper.modules import ActorCritic, RecurrentContext
 from lightning_hyper.nn import GRU, Concat, GridEncoder
 
 MEMORY = partial(RecurrentContext, encoder=partial(GRU, hidden=5))

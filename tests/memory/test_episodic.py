@@ -5,8 +5,8 @@ import torch
 from tensordict import TensorDict
 
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory import BestReturn, EpisodicMemory, Newest, Rule, TaskQuota, Uniform
-from lightning_hyper.modules import Spaces
 
 SPACES = Spaces((2,), 4, True, tasks=("a", "b", "c"))
 

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from lightning_hyper.modules import (
-    ActorCritic,
-    OneHotContext,
-    RecurrentContext,
-    Spaces,
-    TaskContext,
-    TextContext,
-)
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import ActorCritic, OneHotContext, RecurrentContext, TaskContext, TextContext
 from lightning_hyper.nn import GRU, MLP, Concat, ContextOnly, FiLM, GridEncoder, Hyper, VectorEncoder
 
 VECTOR = Spaces((3,), 4, True)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules import (
     ConstantContext,
     Contexts,
@@ -14,7 +15,6 @@ from lightning_hyper.modules import (
     JoinedContext,
     OneHotContext,
     RecurrentContext,
-    Spaces,
     TaskContext,
     TextContext,
 )

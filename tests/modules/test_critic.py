@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hyper.modules import Contexts, RunningNorm, Spaces
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import Contexts, RunningNorm
 from lightning_hyper.modules.critic import TwinCritic, frozen
 from lightning_hyper.nn import D2RL, MLP, Concat, ContextOnly, Hyper, ResidualTrunk, VectorEncoder
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.modules import Contexts, JoinedContext, OneHotContext, Spaces, TextContext
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import Contexts, JoinedContext, OneHotContext, TextContext
 from lightning_hyper.modules.context import chained
 from lightning_hyper.modules.text import embed_missions
 from lightning_hyper.nn import MLP, Concat, FiLM, Hyper

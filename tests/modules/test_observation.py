@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hyper.modules import ObservationEncoder, Spaces
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import ObservationEncoder
 from lightning_hyper.nn import GridEncoder, VectorEncoder
 
 PLAIN, TRIALS = Spaces((3,), 5, True), Spaces((3,), 5, True, trials=True)

@@ -11,7 +11,8 @@ from torch.distributions.transforms import TanhTransform
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.modules import Contexts, OneHotContext, RecurrentContext, Spaces, TaskContext
+from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.modules import Contexts, OneHotContext, RecurrentContext, TaskContext
 from lightning_hyper.modules.policies import DeterministicPolicy, GaussianPolicy
 from lightning_hyper.nn import GRU, MLP, Concat, Hyper, VectorEncoder
 

@@ -10,7 +10,7 @@ from torchrl.data import MultiCategorical, Unbounded
 
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Pendulum, Trials
-from lightning_hyper.modules import Spaces
+from lightning_hyper.envs.spaces import Spaces
 
 
 def test_vectors_and_discrete_actions():

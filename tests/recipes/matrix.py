@@ -15,8 +15,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Experience
-from lightning_hyper.modules import Spaces
 from lightning_hyper.parts import instantiate, parse
 
 SMALL = {"hidden": [4]}

@@ -15,8 +15,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_hyper import parts, recipes
 from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.layering import Loader, flatten
-from lightning_hyper.modules import Spaces
 from lightning_hyper.settings import Settings
 
 FOLDER = recipes.folder()
