@@ -25,8 +25,7 @@ def quickstart(root: str | Path = "runs", overrides: Sequence[str] = ()) -> int:
     Returns:
         0, or the exit code of the sweep of which a run failed.
     """
-    options = ["--trainer.callbacks+=TrialPicture", *overrides]
-    code = sweep(RECIPES, [0], jobs=1, experiment=EXPERIMENT, root=root, overrides=options)
+    code = sweep(RECIPES, [0], jobs=1, experiment=EXPERIMENT, root=root, overrides=overrides)
     if code == 0:
         _show([Root(Path(root)).run(EXPERIMENT, f"{stem([recipe])}-seed0") for recipe in RECIPES], root)
     return code

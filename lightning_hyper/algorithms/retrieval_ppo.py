@@ -14,7 +14,7 @@ from lightning_hyper.algorithms.ppo import PPO
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory import EpisodeRecorder, EpisodicMemory
-from lightning_hyper.modules.context import Contexts, chained
+from lightning_hyper.modules.context import Contexts, Role, chained
 from lightning_hyper.modules.retriever import KeyCache, Recall, RetrieverFactory
 from lightning_hyper.objectives import Alpha, DynamicAlpha
 
@@ -107,27 +107,33 @@ class RetrievalPPO(PPO):
         places = memory.draw(self.retriever.subset) if places is None else places
         held = memory.at(places) if len(places) else None
         x, remembered = self._encoded(part, held if self.cache.refresh is None else None)
-        contexts, asking = self._contexts(part, x)
-        x = self.flat(x, rows)
+        contexts = self._contexts(part, x, "decide")
         if held is None:
+            x = self.flat(x, rows)
             return agent.decide(x, contexts), contexts, None
         network = self.retriever.projection
         if network is None and self.retriever.shares_decision:
             network = agent.decision
+        roles = agent.context is not None and agent.context.has_roles
         if remembered is None:
+            asking = self._contexts(part, x, "retrieve") if roles else contexts
+            x = self.flat(x, rows)
             decided = agent.decide(x, contexts)
             query = x if network is None else asking.condition(network, x)
             key = self.cache.keys(places, memory.stamps, lambda some: self._key(network, some))
         elif network is None:
+            x = self.flat(x, rows)
             decided, query, key = agent.decide(x, contexts), x, remembered
         else:
-            of = self._contexts_of(held, remembered)
-            # Where the roles are not told apart, what is decided with is also what is asked with.
-            apart = [(contexts, x)] if network is agent.decision and asking is not contexts else []
-            asked = [*apart, (asking, x), (of, remembered)]
-            *projected, key = _together(network, asked)
-            query = projected[-1]
-            decided = projected[0] if network is agent.decision else agent.decide(x, contexts)
+            retrieving = self._retrieving(part, x, held, remembered, None if roles else contexts)
+            x = self.flat(x, rows)
+            both = torch.cat([x, remembered])
+            if network is agent.decision and roles:
+                decided, projected = _together(network, [(contexts, x), (retrieving, both)])
+            else:
+                projected = retrieving.condition(network, both)
+                decided = projected[: len(x)] if network is agent.decision else agent.decide(x, contexts)
+            query, key = projected.split([len(x), len(remembered)])
         allowed = None
         if self.retriever.tasks == "own":
             allowed = self.flat(part["task"], rows).unsqueeze(1) == held["task"]
@@ -143,13 +149,21 @@ class RetrievalPPO(PPO):
         x = features[: shape.numel()].view(*shape, -1)
         return x, None if held is None else features[shape.numel() :]
 
-    def _contexts(self, part: dict[str, Tensor], x: Tensor) -> tuple[Contexts, Contexts]:
-        """Contexts of a minibatch's steps to decide and to retrieve; the same where the roles are not told apart."""
-        state, rows = part.get("context_state"), part.get("rows")
-        deciding = self.agent.contexts(part, x, state)[0].flat(rows)
-        if self.agent.context is None or not self.agent.context.has_roles:
-            return deciding, deciding
-        return deciding, self.agent.contexts(part, x, state, "retrieve")[0].flat(rows)
+    def _contexts(self, part: dict[str, Tensor], x: Tensor, role: Role) -> Contexts:
+        """Contexts of the steps `[B]` of a minibatch in a role."""
+        return self.agent.contexts(part, x, part.get("context_state"), role)[0].flat(part.get("rows"))
+
+    def _retrieving(
+        self, part: dict[str, Tensor], x: Tensor, held: TensorDict, remembered: Tensor, known: Contexts | None
+    ) -> Contexts:
+        """Contexts to retrieve of a minibatch's steps and then of the entries, `[B + K]`; `known` are those of steps."""
+        agent = self.agent
+        if agent.context is None or agent.state_features:
+            return chained(known or self._contexts(part, x, "retrieve"), self._contexts_of(held, remembered))
+        # Asked for together, so that what they share is made once.
+        window = {key: torch.cat([part[key].flatten(0, 1), held[key]]).unsqueeze(1) for key in agent.context.in_keys}
+        features = torch.cat([x.flatten(0, 1), remembered]).unsqueeze(1)
+        return agent.contexts(window, features, None, "retrieve")[0].flat()
 
     def _contexts_of(self, held: TensorDict, x: Tensor) -> Contexts:
         window = {key: held[key].unsqueeze(1) for key in self.agent.window_keys}
