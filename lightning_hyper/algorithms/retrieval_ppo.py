@@ -156,7 +156,7 @@ class RetrievalPPO(PPO):
     def _retrieving(
         self, part: dict[str, Tensor], x: Tensor, held: TensorDict, remembered: Tensor, known: Contexts | None
     ) -> Contexts:
-        """Contexts to retrieve of a minibatch's steps and then of the entries, `[B + K]`; `known` are those of steps."""
+        """Contexts to retrieve of a minibatch's steps, unless they are known, and then of the entries, `[B + K]`."""
         agent = self.agent
         if agent.context is None or agent.state_features:
             return chained(known or self._contexts(part, x, "retrieve"), self._contexts_of(held, remembered))
