@@ -214,7 +214,7 @@ def test_a_recipe_names_the_inner_environment_with_its_arguments():
     parser.add_class_arguments(Data, "data")
     inner = {"class_path": "GridNavi", "init_args": {"num_envs": 8, "size": 4}}
     recipe = {"env": {"class_path": "Trials", "init_args": {"episodes": 4, "env": inner}}}
-    env = parser.instantiate_classes(parser.parse_object({"data": recipe})).data.env(num_envs=5, device="cpu")
+    env = parser.instantiate(parser.parse_object({"data": recipe})).data.env(num_envs=5, device="cpu")
     assert (env.batch_size, env.horizon, env.inner.size) == ((5,), 60, 4)
 
 

@@ -35,7 +35,8 @@ def commands(text: str) -> list[tuple[str, ...]]:
 
 
 def header(name: str) -> str:
-    return "".join(line for line in (FOLDER / f"{name}.yaml").open() if line.startswith("#"))
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith("#"))
 
 
 BY_FILE = {name: commands(header(name)) for name in recipes.names()}

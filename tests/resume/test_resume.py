@@ -229,9 +229,10 @@ def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
     process = subprocess.Popen(
         command("--run", "stopped", "--frames", "10000000"), cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
-    process.stdout.readline()  # the first evaluation is over
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    with process.stdout:
+        process.stdout.readline()  # the first evaluation is over
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     os.chdir(tmp_path)
     stopped = checkpoint("stopped")
     assert not Path("runs/tiny/stopped/finished.json").exists()
