@@ -142,12 +142,12 @@ def test_a_task_and_a_method_make_a_recipe_in_either_order(shipped: Path) -> Non
 def test_an_old_name_is_what_it_is_now_and_that_is_said_once(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(shipped, "retrieval/seven", "tasks: 7")
     write(shipped, "retrieval/mppo", "method: MPPO")
-    write(shipped, "renamed", "retrieval/minigrid7_mppo: [retrieval/seven, retrieval/mppo]")
+    write(shipped, "renamed", "retrieval/of_old: [retrieval/seven, retrieval/mppo]")
     for _ in range(2):
-        assert recipes.resolve(["retrieval/minigrid7_mppo"]) == {"tasks": 7, "method": "MPPO"}
-    said = "recipe retrieval/minigrid7_mppo is now called: -c retrieval/seven -c retrieval/mppo\n"
+        assert recipes.resolve(["retrieval/of_old"]) == {"tasks": 7, "method": "MPPO"}
+    said = "recipe retrieval/of_old is now called: -c retrieval/seven -c retrieval/mppo\n"
     assert capsys.readouterr().err == said
-    write(shipped, "mine", "layers: [retrieval/minigrid7_mppo]\ntasks: 8")
+    write(shipped, "mine", "layers: [retrieval/of_old]\ntasks: 8")
     assert recipes.resolve(["mine"]) == {"tasks": 8, "method": "MPPO"}
     assert recipes.names() == ["mine", "retrieval/mppo", "retrieval/seven"]
 
