@@ -26,7 +26,7 @@ def advance(name, threads):
     env = getattr(envs, name)(NUM_ENVS, threads=threads)
     env.reset()
     actions = torch.rand(32, *env.action_spec.shape) * 2 - 1
-    return NUM_ENVS, lambda t: env.advance(actions[t % 32])
+    return NUM_ENVS, lambda t: env.simulate(actions[t % 32])
 
 
 def stepped(env, count):
@@ -62,8 +62,8 @@ def loops(name):
         "ours, TorchRL loop, 1 env": stepped(family(1), 1),
         "ours, TorchRL loop, 1 thread": stepped(family(NUM_ENVS), NUM_ENVS),
         "ours, TorchRL loop, 2 threads": stepped(family(NUM_ENVS, threads=2), NUM_ENVS),
-        "ours, advance, 1 thread": advance(name, 1),
-        "ours, advance, 2 threads": advance(name, 2),
+        "ours, simulate, 1 thread": advance(name, 1),
+        "ours, simulate, 2 threads": advance(name, 2),
     }
 
 

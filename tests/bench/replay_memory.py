@@ -32,8 +32,8 @@ def peak(*command):
 
 if __name__ == "__main__":
     ours = ["-m", "lightning_hyper", "fit", "-c", "building_blocks/halfcheetah_td3", "--frames", str(FRAMES)]
-    data = {"batch_size": 256, "warmup_frames": FRAMES - UPDATES, "steps": 1_000, "batches_per_epoch": 100}
-    ours += [part for key, value in data.items() for part in (f"--data.init_args.{key}", str(value))]
-    ours += ["--trainer.limit_val_batches", "0", "--video", "0"]
+    data = {"batch_size": 256, "warmup_frames": FRAMES - UPDATES, "steps": 1_000, "evaluate_every": "null"}
+    ours += [part for key, value in data.items() for part in (f"--data.{key}", str(value))]
+    ours += ["--trainer.callbacks", "null"]
     print("peak resident memory, MiB: start of Python with PyTorch, ours, Stable-Baselines3")
     print(*(f"{peak(*command):9,.0f}" for command in (["-c", "import torch"], ours, ["-c", PEER])))
