@@ -6,7 +6,6 @@ import argparse
 import difflib
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ VERBS = {
     "recipes": "list the shipped recipes; show or copy one",
     "sweep": "train recipes over seeds, several runs at a time",
     "report": "tables and learning curves from the runs of an experiment",
-    "ui": "open MLflow on the runs",
+    "ui": "browse the runs with MLflow",
 }
 HELP = f"""usage: lightning-hyper VERB ...
 
@@ -146,26 +145,51 @@ def reference(text: str) -> tuple[str, float]:
     return label, height
 
 
+def port(text: str) -> int:
+    """Return a port that a program can ask for; raises ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, not {text!r}")
+    return int(text)
+
+
 def _recipes(rest: Sequence[str]) -> int:
-    parser = _parser("recipes", "List the shipped recipes with what was measured; show one whole, or copy it to edit.")
-    actions = parser.add_subparsers(dest="action", metavar="show|copy")
-    show = actions.add_parser("show", help="print a recipe with all its layers merged")
-    show.add_argument("name", metavar="NAME", help="name of a shipped recipe, or path of a YAML file")
-    copy = actions.add_parser("copy", help="write a recipe, merged, to a file of your own")
-    copy.add_argument("name", metavar="NAME", help="name of a shipped recipe, or path of a YAML file")
-    copy.add_argument("destination", metavar="DEST", nargs="?", help="file or folder; <last part of NAME>.yaml here")
-    chosen = parser.parse_args(rest)
-    if chosen.action == "show":
-        print(recipes.show(chosen.name), end="")
-    elif chosen.action == "copy":
-        target = recipes.copy(chosen.name, chosen.destination)
-        print(f"wrote {target}; train it with: lightning-hyper fit -c {target}")
-    else:
-        print(_table(recipes.Row._fields, recipes.listing()), end="")
-        layers = list(recipes.layers().items())
+    parser = _parser(
+        "recipes", "List the shipped recipes, or those with some words; show one whole, or copy it to edit."
+    )
+    parser.usage = "%(prog)s [WORD ...] | show NAME | copy NAME [DEST]"
+    if rest and rest[0] in ("show", "copy"):
+        parser.add_argument("action", choices=("show", "copy"), help=argparse.SUPPRESS)
+        parser.add_argument("name", metavar="NAME", help="name of a shipped recipe, or path of a YAML file")
+        if rest[0] == "copy":
+            parser.add_argument(
+                "destination", metavar="DEST", nargs="?", help="file or folder; <end of NAME>.yaml here"
+            )
+        chosen = parser.parse_args(rest)
+        if chosen.action == "show":
+            print(recipes.show(chosen.name), end="")
+        else:
+            target = recipes.copy(chosen.name, chosen.destination)
+            print(f"wrote {target}; train it with: lightning-hyper fit -c {target}")
+        return 0
+    parser.add_argument(
+        "words",
+        metavar="WORD",
+        nargs="*",
+        help="of a recipe's name, paper, method, environment or description, such as rnn_hn, 2309.14970 or GridNavi; "
+        "several must all be there; what was measured is then told, too",
+    )
+    words = parser.parse_args(rest).words
+    rows, layers = recipes.listing(words)
+    if words:
+        tables = [_table(recipes.Row._fields, rows)] if rows else []
         if layers:
-            print("\nLayers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...\n")
-            print(_table(("layer", "what it is"), layers), end="")
+            told = "Layers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...\n\n"
+            tables.append(told + _table(("layer", "what it is"), list(layers.items())))
+        print("\n".join(tables), end="")
+    else:
+        print(_table(("name", "method", "environment"), [(row.name, row.method, row.environment) for row in rows]))
+        print(f"Besides, {len(layers)} layers, to be trained together. More of some, with what was measured:")
+        print("lightning-hyper recipes WORD, such as rnn_hn, 2309.14970 or GridNavi")
     return 0
 
 
@@ -174,11 +198,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [tuple(field.upper() for field in head), *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head) - 1)]
     indent = sum(widths) + 2 * len(widths)
+    # A name so long that little room is left: the result goes below it, not into a column of single words.
+    narrow = indent > WIDTH - 30 and indent + max(len(row[-1]) for row in cells) > WIDTH
     lines = []
     for row in cells:
         start = "".join(f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False))
-        # A name so long that little room is left: the result goes below it, not into a column of single words.
-        narrow = indent > WIDTH - 30
         hanging = " " * (4 if narrow else indent)
         measured = textwrap.wrap(row[-1], WIDTH - len(hanging)) or [""]
         if narrow:
@@ -279,16 +303,14 @@ def _report(rest: Sequence[str]) -> int:
 
 
 def _ui(rest: Sequence[str]) -> int:
-    parser = _parser("ui", "Open MLflow on the runs, in the browser of this machine.")
+    parser = _parser("ui", "Serve MLflow's pages on the runs, and print a link to the run table of each experiment.")
     parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
-    parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (5000)")
+    parser.add_argument("--port", type=port, default=5000, help="port on 127.0.0.1 (5000)")
     chosen = parser.parse_args(rest)
-    root = Root(Path(chosen.root).absolute())
-    if not root.database.is_file():
-        return _fault(
-            f"no runs at --root {chosen.root}: {root.database} does not exist; train first, or name the root", "ui"
-        )
-    print(f"MLflow at http://127.0.0.1:{chosen.port} in some seconds (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{root.database}"]
-    command += ["--default-artifact-root", str(root.artifacts), "--host", "127.0.0.1", "--port", str(chosen.port)]
-    return subprocess.call(command)
+    from lightning_hyper.ui import UIError, serve
+
+    try:
+        serve(Root(Path(chosen.root).absolute()), chosen.port)
+    except UIError as error:
+        return _fault(str(error), "ui")
+    return 0

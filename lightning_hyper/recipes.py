@@ -6,6 +6,7 @@ This module needs nothing heavier than a YAML parser, so that listing recipes is
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import re
 import sys
@@ -17,11 +18,12 @@ from typing import Any, NamedTuple
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.layering import Loader, Where, dump, merge, override, problem
+from lightning_hyper.layering import Where, dump, merge, override, problem, read
 
-__all__ = ["RecipeError", "Row", "copy", "folder", "layers", "listing", "names", "override", "resolve", "show", "stem"]
+__all__ = ["RecipeError", "Row", "copy", "folder", "listing", "names", "override", "resolve", "short", "show", "stem"]
 
 NOT_MEASURED = "not measured yet"
+LONGEST = 120  # bytes of a run's name
 RENAMED = "renamed.yaml"  # old names of recipes, and the layers that they are now
 
 
@@ -80,27 +82,59 @@ def stem(names_or_paths: Sequence[str]) -> str:
     """Return what a run of these recipes is called after: their last parts, joined."""
     parts = [part for name in names_or_paths for part in _composed(name)]
     lasts = (re.sub(r"\.ya?ml$", "", part.rsplit("/", 1)[-1]).lstrip("_") for part in parts)
-    return "-".join(lasts)
+    return short("-".join(lasts))
 
 
-def listing() -> list[Row]:
-    """Return one row for each shipped recipe that is whole; raises RecipeError if one of them cannot be read."""
-    rows = []
-    for name in names():
-        recipe = resolve([name])
-        if _is_whole(recipe):
-            paper, method, environment = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
-            rows.append(Row(name, paper, method, environment, _measured(_header([name])) or NOT_MEASURED))
-    return rows
+def short(name: str, longest: int = LONGEST) -> str:
+    """Return a name that a file system takes: where it is too long, its beginning and a digest of the whole."""
+    if len(name.encode()) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: longest - 9].decode(errors='ignore')}-{digest}"
 
 
-def layers() -> dict[str, str]:
-    """Return what each shipped layer is, by name: what is trained together with others, `fit -c LAYER -c LAYER`.
+def listing(words: Sequence[str] = ()) -> tuple[list[Row], dict[str, str]]:
+    """Return a row for each shipped recipe that is whole, and what each layer is, by name.
+
+    Layers are trained together with others, `fit -c LAYER -c LAYER`.
+
+    Args:
+        words: those alone are returned in whose name, paper, method, environment or description each of them occurs,
+            capitals or not; a layer has the papers of the recipes in its folder.
 
     Raises:
-        RecipeError: one of them cannot be read.
+        RecipeError: none has the words, or one cannot be read.
     """
-    return {name: _about(name, _header([name])) for name in names() if not _is_whole(resolve([name]))}
+    rows, layers, texts = [], {}, []
+    resolved = {name: resolve([name]) for name in names()}
+    papers: dict[str, set[str]] = {}
+    for name, recipe in resolved.items():
+        papers.setdefault(name.split("/")[0], set()).add(str(recipe.get("paper", "")))
+    for name, recipe in resolved.items():
+        header = _header([name])
+        paper, method, environment = (str(recipe.get(key, "")) for key in ("paper", "method", "environment"))
+        about = _about(name, header)
+        texts.append(" ".join((name, *papers[name.split("/")[0]], method, environment, about)).lower())
+        if not all(word.lower() in texts[-1] for word in words):
+            continue
+        if _is_whole(recipe):
+            rows.append(Row(name, paper, method, environment, _measured(header) or NOT_MEASURED))
+        else:
+            layers[name] = about
+    if words and not rows and not layers:
+        raise RecipeError(_nothing_has(words, texts))
+    return rows, layers
+
+
+def _nothing_has(words: Sequence[str], texts: Sequence[str]) -> str:
+    """The sentence for words that no recipe has, by the texts in which they were looked for."""
+    unknown = next((word for word in words if not any(word.lower() in text for text in texts)), None)
+    if unknown is None:
+        return f"no recipe has all of {', '.join(map(repr, words))}; each alone is in some"
+    known = {part for text in texts for word in text.split() for part in (word.strip(".,:;()"), word.rsplit("/")[-1])}
+    near = difflib.get_close_matches(unknown.lower(), sorted({*known, "show", "copy"}), n=1)
+    meant = f"did you mean {near[0]!r}?" if near else "`lightning-hyper recipes` lists what ships"
+    return f"no recipe has {unknown!r} in its name, paper, method, environment or description; {meant}"
 
 
 def _is_whole(recipe: dict[str, Any]) -> bool:
@@ -124,13 +158,16 @@ def show(name: str) -> str:
 def copy(name: str, destination: str | Path | None = None) -> Path:
     """Write a recipe, whole, to a file or into a folder and return the path: by default `<last part>.yaml` here.
 
+    What was measured with the shipped recipe is left out, as the copy is there to be changed.
+
     Raises RecipeError if the recipe is unknown, or if the file exists or cannot be written.
     """
-    text = show(name)
     file_name = f"{stem([name])}.yaml"
     target = Path(destination) if destination is not None else Path(file_name)
     if target.is_dir():
         target /= file_name
+    about = [*_without(_header([name]), "measured", "run"), f"# run: lightning-hyper fit -c {target}"]
+    text = "".join(f"{line}\n" for line in about) + dump(resolve([name]))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
@@ -218,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)  # layers are shared by many recipes; the time of writing is part of the key
 def _parse(path: Path, modified: int) -> dict[str, Any]:
-    document = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    document = read(path.read_text(encoding="utf-8"))
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -247,14 +284,20 @@ def _about(name: str, header: Sequence[str]) -> str:
 
 def _measured(header: Sequence[str]) -> str:
     """Return what follows `# measured:` and the lines indented deeper than it, as one line; '' without such a line."""
-    found: list[str] = []
-    lines: Iterator[str] = iter(header)
-    for line in lines:
-        if match := re.match(r"#\s*measured:(.*)", line):
-            found.append(match[1])
-            for further in lines:
-                if not re.match(r"#\s{2,}\S", further):
-                    break
-                found.append(further[1:])
-            break
-    return " ".join(" ".join(found).split())
+    return " ".join(" ".join(line for key, line in _keyed(header) if key == "measured").split())
+
+
+def _without(header: Sequence[str], *keys: str) -> list[str]:
+    """Return the header's lines but for those of some keys."""
+    return [line for line, (key, _) in zip(header, _keyed(header), strict=True) if key not in keys]
+
+
+def _keyed(header: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give each line its key, that of `# <key>:` or of the line above that it is indented below, and its text."""
+    key = ""
+    for line in header:
+        if match := re.match(r"#\s?(\w+):(.*)", line):
+            key, text = match[1], match[2]
+        else:
+            key, text = key if re.match(r"#\s{2,}\S", line) else "", line[1:]
+        yield key, text

@@ -65,38 +65,53 @@ def test_training_has_one_thread_unless_more_are_asked_for(monkeypatch: pytest.M
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_the_listing_is_aligned_and_fits_120_columns(
+ROWS = [
+    Row("recurrent/gridnavi_rnn_hn", "2309.14970", "RNN+HN", "GridNavi", "word " * 40 + "end"),
+    Row("icml/" + "long" * 20, "ICML 2021", "SAC", "Ant", "33.1"),
+]
+
+
+def test_the_listing_is_a_line_a_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(recipes, "listing", lambda words: (ROWS, {"a/layer": "Seven tasks.", "b": ""}))
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["NAME", "METHOD", "ENVIRONMENT"],
+        ["recurrent/gridnavi_rnn_hn", "RNN+HN", "GridNavi"],
+        [ROWS[1].name, "SAC", "Ant"],
+    ]
+    assert "2 layers" in lines[4]
+
+
+def test_with_words_the_listing_tells_what_was_measured_and_fits_120_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [
-        Row("recurrent/gridnavi_rnn_hn", "2309.14970", "RNN+HN", "GridNavi", "word " * 40 + "end"),
-        Row("icml/" + "long" * 20, "ICML 2021", "SAC", "Ant", "33.1"),
-    ]
-    for shown in (rows, rows[:1]):
-        monkeypatch.setattr(recipes, "listing", lambda shown=shown: shown)
-        monkeypatch.setattr(recipes, "layers", dict)
-        assert cli.main(["recipes"]) == 0
+    asked: list[list[str]] = []
+    for shown in (ROWS, ROWS[:1]):
+        monkeypatch.setattr(recipes, "listing", lambda words, shown=shown: asked.append(words) or (shown, {}))
+        assert cli.main(["recipes", "rnn_hn", "GridNavi"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 120
         assert " ".join(lines).count("word") == 40
+    assert asked == [["rnn_hn", "GridNavi"]] * 2
     assert lines[0].index("MEASURED") == lines[1].index("word") == lines[2].index("word")
 
 
 def test_layers_are_listed_after_the_recipes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recipes, "listing", lambda: [Row("a", "", "", "", "1")])
-    monkeypatch.setattr(recipes, "layers", lambda: {"retrieval/seven": "Seven tasks.", "mppo": "One network."})
-    assert cli.main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2:] == [
-        "",
-        "Layers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...",
-        "",
-        "LAYER            WHAT IT IS",
-        "retrieval/seven  Seven tasks.",
-        "mppo             One network.",
-    ]
+    layers = {"retrieval/seven": "Seven tasks.", "mppo": "One network."}
+    for rows, above in (([Row("a", "", "", "", "1")], 3), ([], 0)):
+        monkeypatch.setattr(recipes, "listing", lambda words, rows=rows: (rows, layers))
+        assert cli.main(["recipes", "x"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[above:] == [
+            "Layers, to be trained together: lightning-hyper fit -c LAYER -c LAYER ...",
+            "",
+            "LAYER            WHAT IT IS",
+            "retrieval/seven  Seven tasks.",
+            "mppo             One network.",
+        ]
 
 
 def test_show_and_copy_write_the_whole_recipe(
@@ -108,7 +123,8 @@ def test_show_and_copy_write_the_whole_recipe(
     assert cli.main(["recipes", "show", "mine.yaml"]) == 0
     assert capsys.readouterr().out == "# mine\nframes: 100\nlr: 0.0001\n"
     assert cli.main(["recipes", "copy", "mine.yaml", "other.yaml"]) == 0
-    assert (tmp_path / "other.yaml").read_text() == "# mine\nframes: 100\nlr: 0.0001\n"
+    copied = "# mine\n# run: lightning-hyper fit -c other.yaml\nframes: 100\nlr: 0.0001\n"
+    assert (tmp_path / "other.yaml").read_text() == copied
     assert cli.main(["recipes", "copy", "mine.yaml"]) == 2
     assert "not overwritten" in capsys.readouterr().err
 
@@ -117,7 +133,9 @@ def test_show_and_copy_write_the_whole_recipe(
     ("arguments", "said"),
     [
         (["recipes", "show", "nope"], "unknown recipe 'nope'"),
-        (["recipes", "shw"], "invalid choice: 'shw'"),
+        (["recipes", "shw"], "did you mean 'show'?"),
+        (["recipes", "show"], "the following arguments are required: NAME"),
+        (["recipes", "rnn_nh"], "did you mean 'rnn_hn'?"),
         (["sweep", "-c", "nope", "--seeds", "0"], "unknown recipe 'nope'"),
         (["sweep", "-c", "x", "--seeds", "9-0"], "argument --seeds: must be such as 0-9 or 0,3,5, not '9-0'"),
         (["sweep", "-c", "x", "--seeds", "0", "--vary", "lr"], "argument --vary: must be KEY=V1,V2"),
@@ -126,6 +144,8 @@ def test_show_and_copy_write_the_whole_recipe(
         (["report", "--experiment", "e", "--reference", "random"], "argument --reference: must be LABEL=NUMBER"),
         (["report", "--experiment", "e", "--root", "gone"], "gone/mlflow.db does not exist"),
         (["ui", "--root", "gone"], "gone/mlflow.db does not exist"),
+        (["ui", "--port", "70000"], "argument --port: must be a number from 1 to 65535, not '70000'"),
+        (["ui", "--port", "x"], "argument --port: must be a number from 1 to 65535, not 'x'"),
     ],
 )
 def test_faults_are_one_line_and_exit_code_2(
@@ -156,12 +176,3 @@ def test_a_sweep_passes_on_what_follows_the_dashes(tmp_path: Path, monkeypatch: 
     assert got["given"] == (["a", "b"], [0, 2], 2, None, "runs")
     assert got["vary"] == {"lr": ["1", "2"]}
     assert got["overrides"] == ["--frames", "100", "--seeds"]
-
-
-def test_the_ui_serves_the_database_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mlflow.db").touch()
-    got: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda command: got.append(command) or 0)
-    assert cli.main(["ui", "--root", str(tmp_path), "--port", "5001"]) == 0
-    assert f"sqlite:///{tmp_path}/mlflow.db" in got[0]
-    assert got[0][-4:] == ["--host", "127.0.0.1", "--port", "5001"]

@@ -229,7 +229,9 @@ def test_the_listing_gathers_the_measured_lines_of_whole_recipes(shipped: Path) 
     write(shipped, "paper/method", HEADER + "layers: [paper/_base]\nmethod: RNN+HN\nmodel: PPO")
     write(shipped, "paper/other", "# paper/other\nlayers: [paper/_base]\nmethod: RNN\nmodel: {class_path: PPO}")
     write(shipped, "paper/layer", "layers: [paper/_base]")
-    assert recipes.listing() == [
+    rows, layers = recipes.listing()
+    assert layers == {"paper/layer": ""}
+    assert rows == [
         (
             "paper/method",
             "2309.14970",
@@ -254,8 +256,36 @@ def test_the_listing_gathers_the_measured_lines_of_whole_recipes(shipped: Path) 
 def test_what_lacks_a_class_is_a_layer_and_told_by_its_header(shipped: Path, content: str) -> None:
     header = "# paper/part   Seven tasks;\n#     add a method.\n# run: lightning-hyper fit\n# note: slow\n"
     write(shipped, "paper/part", header + content)
-    assert recipes.listing() == []
-    assert recipes.layers() == {"paper/part": "Seven tasks; add a method."}
+    assert recipes.listing() == ([], {"paper/part": "Seven tasks; add a method."})
+
+
+def test_words_choose_recipes_by_all_that_the_listing_tells_of_them(shipped: Path) -> None:
+    whole = "data: Rollouts\nmodel: PPO\n"
+    write(shipped, "paper/navi_hn", f'{whole}paper: "2309.14970"\nmethod: RNN+HN\nenvironment: GridNavi')
+    write(shipped, "paper/navi_s", f'{whole}paper: "2309.14970"\nmethod: RNN+S\nenvironment: GridNavi')
+    write(shipped, "paper/part", "# paper/part   Seven tasks.\nx: 1")
+    write(shipped, "gym/navi", f"{whole}environment: CartPole")
+
+    def found(*words: str) -> list[str]:
+        rows, layers = recipes.listing(words)
+        return [*(row.name for row in rows), *layers]
+
+    assert found() == ["gym/navi", "paper/navi_hn", "paper/navi_s", "paper/part"]
+    assert found("navi_S") == ["paper/navi_s"]
+    assert found("2309.14970") == ["paper/navi_hn", "paper/navi_s", "paper/part"]  # of a layer, that of its folder
+    assert found("rnn+hn") == ["paper/navi_hn"]
+    assert found("gridnavi") == ["paper/navi_hn", "paper/navi_s"]
+    assert found("seven") == ["paper/part"]
+    assert found("navi", "cartpole") == ["gym/navi"]
+    for words, said in (
+        (["nav_hn"], r"no recipe has 'nav_hn' in .*; did you mean 'navi_hn'\?"),
+        (["GridNvai"], r"did you mean 'gridnavi'\?"),
+        (["shw"], r"did you mean 'show'\?"),
+        (["qqqqqq"], "`lightning-hyper recipes` lists what ships"),
+        (["hn", "cartpole"], "no recipe has all of 'hn', 'cartpole'; each alone is in some"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            recipes.listing(words)
 
 
 def test_a_copy_is_whole_and_equal_to_the_recipe(shipped: Path, tmp_path: Path) -> None:
@@ -266,8 +296,12 @@ def test_a_copy_is_whole_and_equal_to_the_recipe(shipped: Path, tmp_path: Path) 
     target = recipes.copy("paper/method")
     assert target == Path("method.yaml")
     text = target.read_text()
-    assert text == recipes.show("paper/method")
-    assert text.startswith(HEADER)
+    # What was measured is not of the recipe that the copy becomes, and what was run was not the copy.
+    assert text.startswith(
+        "# paper/method   A method on an environment\n# note:     something else\n"
+        "# run: lightning-hyper fit -c method.yaml\nframes: 3_000_000\n"
+    )
+    assert recipes.show("paper/method").startswith(HEADER)
     assert "layers" not in text
     assert recipes.resolve(["method.yaml"]) == recipes.resolve(["paper/method"])
     assert recipes.resolve(["method.yaml"])["lr"] == 1e-5
@@ -280,7 +314,7 @@ def test_a_copy_overwrites_nothing(shipped: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"method\.yaml exists"):
         recipes.copy("paper/method")
     assert (tmp_path / "method.yaml").read_text() == "mine"
-    assert recipes.copy("paper/method", tmp_path / "new" / "mine.yaml").read_text() == "x: 1\n"
+    assert recipes.copy("paper/method", tmp_path / "new" / "mine.yaml").read_text().endswith("\nx: 1\n")
 
 
 def test_an_installed_wheel_is_preferred_to_a_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
