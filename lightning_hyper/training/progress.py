@@ -13,16 +13,50 @@ from tqdm import tqdm
 
 from lightning_hyper.algorithms import Algorithm
 
+# Of a line on a terminal the first that leaves room for a bar is taken.
+LAYOUTS = (
+    "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_noinv_fmt}]  {long}",
+    "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}] {short}",
+    "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {short}",
+    "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{remaining} left] {last}",
+    "{percentage:3.0f}% {bar} {last}",
+)
+ENDLESS = ("{n_fmt} frames [{elapsed}, {rate_noinv_fmt}]  {long}", "{n_fmt} frames {short}", "{n_fmt} {last}")
+SHORTEST = 8  # columns of a bar
+
+
+class Line(tqdm):  # type: ignore[type-arg]
+    """A bar with returns beside it, shortened until both are seen in the terminal's width.
+
+    Attributes:
+        returns: by metric, such as `eval/return`; the last of them is shown the longest.
+    """
+
+    returns: Mapping[str, float] = {}
+
+    def __str__(self) -> str:
+        state = self.format_dict
+        returns = [f"{key} {value:.2f}" for key, value in self.returns.items()]
+        short = [text.replace("/return", "") for text in returns]
+        told = {"long": "  ".join(returns), "short": "  ".join(short), "last": "".join(short[-1:])}
+        layouts, bar = (LAYOUTS, SHORTEST) if self.total else (ENDLESS, 0)
+        for layout in layouts:
+            text = self.format_meter(**{**state, **told, "ncols": None, "bar_format": layout.replace("{bar}", "")})
+            if not state["ncols"] or len(text) + bar <= state["ncols"]:
+                break
+        return self.format_meter(**{**state, **told, "bar_format": layout})
+
 
 class ProgressBar(Base):
     """One bar over the budget of frames on a terminal; elsewhere one line per evaluation.
 
-    Shows frames, frames per second of this session, and the returns of training and of the last evaluation.
+    Shows frames, frames per second of this session, and the returns of training and of the last evaluation; on a
+    narrow terminal less, but the bar and the last return always.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: tqdm[Any] | None = None
+        self._bar: Line | None = None
         self._enabled = True
         self._start = (0.0, 0)
         self._evaluated: dict[str, float] = {}
@@ -43,13 +77,11 @@ class ProgressBar(Base):
         clock = pl_module.clock
         self._start = (time.perf_counter(), clock.frames)
         if self._enabled and trainer.is_global_zero and sys.stdout.isatty():
-            layout = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} frames [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-            self._bar = tqdm(
+            self._bar = Line(
                 total=clock.budget,
                 initial=clock.frames,
-                unit=" frames",
+                unit="",
                 unit_scale=True,
-                bar_format=layout if clock.budget else None,
                 file=sys.stdout,
                 dynamic_ncols=True,
             )
@@ -57,7 +89,7 @@ class ProgressBar(Base):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Algorithm)
         if self._bar is not None:
-            self._bar.set_postfix_str(_returns(trainer, self._evaluated), refresh=False)
+            self._bar.returns = _returns(trainer, self._evaluated)
             # The last batch may go beyond the budget, which tqdm would take for an unknown total.
             frames = min(pl_module.clock.frames, pl_module.clock.budget or pl_module.clock.frames)
             self._bar.update(frames - self._bar.n)
@@ -73,7 +105,7 @@ class ProgressBar(Base):
             logger.log_metrics({"time/frames_per_second": rate, "time/seconds": seconds}, clock.frames)
         if self._bar is None and self._enabled and trainer.is_global_zero:
             budget = f"/{clock.budget:,}" if clock.budget else ""
-            returns = _returns(trainer, self._evaluated)
+            returns = "  ".join(f"{key} {value:.2f}" for key, value in _returns(trainer, self._evaluated).items())
             print(f"frames {clock.frames:,}{budget}  {rate:,.0f} frames/s  {returns}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,9 +133,8 @@ class ProgressBar(Base):
             print(*args, **kwargs)
 
 
-def _returns(trainer: Trainer, evaluated: dict[str, float]) -> str:
-    train = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train/return"}
-    return "  ".join(f"{key} {value:.2f}" for key, value in {**train, **evaluated}.items())
+def _returns(trainer: Trainer, evaluated: dict[str, float]) -> dict[str, float]:
+    return {**{k: float(v) for k, v in trainer.callback_metrics.items() if k == "train/return"}, **evaluated}
 
 
 def _table(trainer: Trainer) -> None:

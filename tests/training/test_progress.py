@@ -1,4 +1,5 @@
 import fcntl
+import io
 import os
 import pty
 import re
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.training import progress
-from lightning_hyper.training.progress import ProgressBar
+from lightning_hyper.training.progress import Line, ProgressBar
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
@@ -92,10 +93,10 @@ def run(verb, fails=False, logger=False):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    """A `run` with a terminal of 120 columns as standard output, and the bytes that were sent there."""
+def terminal(request, monkeypatch):
+    """A `run` with a terminal of so many columns as standard output, 120 by default, and the bytes sent there."""
     outer, inner = pty.openpty()
-    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, getattr(request, "param", 120), 0, 0))
     sent = bytearray()
 
     def read():
@@ -155,6 +156,41 @@ def test_on_a_terminal_one_bar_is_rewritten_in_place(terminal):
     assert "eval/return" not in drawn[1]
     bars = sent[sent.index(drawn[0]) : sent.index(drawn[-1])]
     assert "\n" not in bars  # one line, and no second bar for validation
+
+
+@pytest.mark.parametrize(
+    ("terminal", "told"),
+    [
+        (80, r"800/800 \[00:0\d<00:00, .*/s\] train 15\.00  eval 12\.90"),
+        (60, r"800/800 \[00:0\d<00:00\] train 15\.00  eval 12\.90"),
+        (40, r"eval 12\.90"),
+    ],
+    indirect=["terminal"],
+    ids=["80", "60", "40"],
+)
+def test_the_bar_and_the_return_are_seen_on_a_narrow_terminal(terminal, told, request):
+    run_there, received = terminal
+    run_there("fit")
+    drawn = [part for part in re.split(r"[\r\n]+", received.decode()) if "%" in part]
+    columns = int(request.node.callspec.id)
+    assert all(len(line) <= columns for line in drawn)
+    assert re.fullmatch(rf"100% █{{8,}} {told}", drawn[-1])
+
+
+@pytest.mark.parametrize("columns", range(30, 160, 7))
+@pytest.mark.parametrize("seconds", [59.0, 400_000.0])
+@pytest.mark.parametrize("total", [3_000_000, None])
+def test_the_line_fits_whatever_the_numbers(columns, seconds, total):
+    line = Line(total=total, initial=0, unit="", unit_scale=True, file=io.StringIO(), ncols=columns)
+    line.n, line.start_t, line.last_print_t = 1_234_567, line._time() - seconds, line._time()
+    line.returns = {"train/return": -1234.5, "eval/return": -9876.54}
+    text = str(line)
+    line.close()
+    assert len(text) <= columns
+    assert "eval" in text
+    assert "-9876.54" in text
+    if total:
+        assert len(re.search(r"% (.*?) (?=\d|eval)", text)[1]) >= 8
 
 
 def test_the_bar_is_closed_when_training_fails(terminal):
