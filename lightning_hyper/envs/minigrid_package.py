@@ -68,7 +68,10 @@ def describe(task: str) -> Task:
         # Some find out only here what they lack.
         begin(env, 0)
     except Exception as error:
-        raise RecipeError(f"data.env.tasks: the minigrid package cannot make {task} ({error})") from error
+        why = " ".join(str(error).split())
+        if "-WFC-" in task:
+            why = "its levels need patterns and packages, for wave function collapse, that are not installed"
+        raise RecipeError(f"data.env.tasks: the minigrid package cannot make {task}: {why}") from error
     missions = cast(Dict, env.observation_space)["mission"]
     # A subclass stands for texts that are made as the level is.
     if type(missions) is not MissionSpace:
