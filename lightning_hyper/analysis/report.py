@@ -16,10 +16,12 @@ from lightning_hyper.analysis.figures import over_frames
 from lightning_hyper.analysis.runs import Array, Run, training_runs
 from lightning_hyper.analysis.statistics import (
     FEWEST,
+    FEWEST_TESTED,
     area_under_curve,
-    bootstrap_difference,
     bootstrap_interval,
+    holm,
     interquartile_mean,
+    welch,
 )
 from lightning_hyper.folder import Root
 from lightning_hyper.tracking import database
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "Report", "ReportError", "Series", "report"]
 
+NOTE = 5_000  # characters that MLflow keeps of a description, servers of every age
 POINTS = 200  # of a drawn curve; more cannot be seen
 # Okabe and Ito's colours without their yellow: told apart by colour-blind eyes, and on white paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
@@ -103,25 +106,34 @@ class Report:
         """The tables, pictures and notes as Markdown."""
         parts = [f"# {self.experiment}: {self.metric}"]
         for env in self.environments:
-            lines = [env.header, ["---", *["---:"] * (len(env.header) - 1)], *env.rows]
-            table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-            parts += [f"## {env.name}", table, f"![{env.name}]({env.picture.name})"]
+            parts += [f"## {env.name}", _markdown(env), f"![{env.name}]({env.picture.name})"]
         return "\n\n".join([*parts, *(f"- {note}" for note in self.notes), self.legend]) + "\n"
+
+    @property
+    def description(self) -> str:
+        """What MLflow shows of the report's run: the tables, where they are short enough for it."""
+        told = f"Report of {self.metric} in the experiment {self.experiment}. Curves and data are among the artifacts."
+        tables = "\n\n".join(f"**{env.name}**\n\n{_markdown(env)}" for env in self.environments)
+        whole = f"{told}\n\n{tables}\n\n{self.legend}"
+        return whole if len(whole) <= NOTE else f"{told} So are the tables, in report.md."
 
     @property
     def legend(self) -> str:
         """What the figures are."""
         legend = (
-            "Interquartile mean over n seeds, with its [95 % bootstrap interval], which of 5 holds the truth nine "
-            f"times out of ten; of fewer than {FEWEST} seeds (the least to the largest) instead. Columns of "
-            "episodes and tasks are means over seeds; area: mean height of the learning curve"
+            "Interquartile mean of n seeds, with its [95 % bootstrap interval], which of 5 holds the truth nine times "
+            f"of ten; of fewer than {FEWEST} seeds (the least to the largest) instead, which of 3 holds it "
+            "three times of four. Columns of episodes and tasks are means over seeds; area: mean height of the "
+            "learning curve"
         )
         if self.against is None:
             return f"{legend}."
         return (
-            f"{legend}; difference: of mean final values, to {self.against}, with its [95 % bootstrap interval], which "
-            "for two equal methods leaves out 0 in 12.5 % of cases with 5 v 5 seeds; of fewer (the least to the "
-            "largest of two seeds)."
+            f"{legend}; difference: of mean final values, to {self.against}, with its [95 % interval by Welch's t "
+            "test]; p: of that test after Holm's correction for the table, so that a difference is decided below 0.05. "
+            f"With fewer than {FEWEST_TESTED} seeds of either there is no test, and (the least to the largest "
+            "difference of two seeds) instead; with fewer than 5, methods that either solve a task or do not are told "
+            "apart too often."
         )
 
 
@@ -176,7 +188,7 @@ def report(
             files = _write(made, runs, references or {})
         except OSError as error:
             raise ReportError(f"--out: cannot write to {made.folder} ({error.strerror})") from error
-        made.run_id = _log(client, experiment_id, files)
+        made.run_id = _log(client, experiment_id, files, made.description)
     except MlflowException as error:
         raise ReportError(f"MLflow: {str(error).splitlines()[0]}") from error
     return made
@@ -204,7 +216,8 @@ def _environment(name: str, runs: Sequence[Run], folder: Path, against: str | No
     series.sort(key=lambda one: -np.nan_to_num(interquartile_mean(one.final), nan=-np.inf))
     parts = sorted({part for run in runs for part in run.parts}, key=_by_number)
     baseline = next((one for one in series if one.label == against), None)
-    compared = ["difference"] if against is not None else []
+    compared = ["difference", "p"] if against is not None else []
+    differences = _differences(series, baseline)
     header = ["method", "frames", "final", *compared, *parts, "area", "frames/s"]
     rows = []
     for one in series:
@@ -215,7 +228,7 @@ def _environment(name: str, runs: Sequence[Run], folder: Path, against: str | No
                 one.label,
                 shortest if shortest == longest else f"{shortest} to {longest}",
                 _with_spread(one.final),
-                *(_difference(one, baseline) for _ in compared),
+                *(differences[one.label] if compared else ()),
                 *(_number(float(np.mean(values))) if values else "-" for values in means),
                 _with_spread(one.area),
                 _speed([run.frames_per_second for run in one.runs]),
@@ -234,15 +247,28 @@ def _with_spread(values: Array) -> str:
     return _interval(float(interquartile_mean(values)), float(low), float(high), f"n={len(values)}", len(values))
 
 
-def _difference(one: Series, baseline: Series | None) -> str:
-    if baseline is None or one is baseline:
-        return "-"
-    mine, theirs = one.final, baseline.final
-    fewest = min(len(mine), len(theirs))
-    figures = bootstrap_difference(mine, theirs)
-    if fewest < FEWEST:
-        figures = figures[0], float(mine.min() - theirs.max()), float(mine.max() - theirs.min())
-    return _interval(*figures, f"n={len(mine)} v {len(theirs)}", fewest)
+def _differences(series: Sequence[Series], baseline: Series | None) -> dict[str, tuple[str, str]]:
+    """For each method the difference to the baseline, and p, corrected for all of them."""
+    told = {one.label: ("-", "-") for one in series}
+    tested: dict[str, float] = {}
+    for one in series:
+        if baseline is None or one is baseline:
+            continue
+        mine, theirs = one.final, baseline.final
+        seeds = f"n={len(mine)} v {len(theirs)}"
+        if min(len(mine), len(theirs)) >= FEWEST_TESTED:
+            difference, low, high, tested[one.label] = welch(mine, theirs)
+            told[one.label] = (_interval(difference, low, high, seeds, FEWEST), "-")
+            if np.isnan(low) and np.isfinite(difference):
+                told[one.label] = (f"{_number(difference)}, no seed differs {seeds}", "-")
+        else:
+            difference = float(mine.mean() - theirs.mean())
+            ends = float(mine.min() - theirs.max()), float(mine.max() - theirs.min())
+            told[one.label] = (_interval(difference, *ends, seeds, 0), "-")
+    for label, p in zip(tested, holm(list(tested.values())), strict=True):
+        if np.isfinite(p):
+            told[label] = (told[label][0], f"{p:.3f}" if p >= 0.0005 else "<0.001")
+    return told
 
 
 def _interval(middle: float, low: float, high: float, seeds: str, fewest: int) -> str:
@@ -265,6 +291,11 @@ def _number(value: float) -> str:
 def _speed(speeds: Sequence[float]) -> str:
     known = [speed for speed in speeds if np.isfinite(speed)]
     return f"{np.median(known):,.0f}" if known else "-"
+
+
+def _markdown(env: Environment) -> str:
+    lines = [env.header, ["---", *["---:"] * (len(env.header) - 1)], *env.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -313,11 +344,12 @@ def _csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
         csv.writer(file).writerows(lines)
 
 
-def _log(client: MlflowClient, experiment_id: str, files: Sequence[Path]) -> str:
+def _log(client: MlflowClient, experiment_id: str, files: Sequence[Path], description: str) -> str:
     """Log the files to the experiment's run named "report", which is made if there is none; return its id."""
     earlier = client.search_runs([experiment_id], "tags.kind = 'report'", max_results=1)
     run = earlier[0] if earlier else client.create_run(experiment_id, tags={"kind": "report"}, run_name="report")
     run_id = str(run.info.run_id)
+    client.set_tag(run_id, "mlflow.note.content", description)
     for file in files:
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id)

@@ -120,9 +120,9 @@ def _chosen(runs: Sequence[Run], unfinished: bool, notes: list[str]) -> list[Run
     newest: dict[tuple[str, str, str], Run] = {}
     for run in sorted(runs, key=lambda run: (run.status == "FINISHED", run.ended)):
         newest[run.environment, run.label, run.seed] = run
-    dropped = len(runs) - len(newest)
+    dropped = sorted(run.name for run in runs if newest[run.environment, run.label, run.seed] is not run)
     if dropped:
-        notes.append(f"Dropped {dropped} run(s) of which a newer one has the same method, variant and seed.")
+        notes.append(f"Dropped, as a newer run has the same method, variant and seed: {', '.join(dropped)}.")
     counted = [f"{run.name} ({run.status.lower()})" for run in newest.values() if run.status != "FINISHED"]
     if counted:
         notes.append(f"Counted though not finished: {', '.join(sorted(counted))}.")

@@ -1,22 +1,34 @@
-"""Statistics over few seeds: interquartile mean, bootstrap intervals and the area under a learning curve.
+"""Statistics over few seeds: interquartile mean, bootstrap intervals, a test of differences, area under a curve.
 
-Percentile-bootstrap intervals of few values are too narrow: of interquartile means of normal values, those called 95 %
-hold the truth 51 % of the time with 2 seeds, 75 % with 3, 89 % with 5, 93 % with 8 and 94 % with 10; the difference of
-two equal methods is told from 0 in 20 % of cases with 3 seeds each and 12.5 % with 5. Below `FEWEST` seeds the interval
-of an interquartile mean is but the least and the largest value, because draws that come to nothing else are likelier
-than 2.5 %; reports call it so.
+What follows was measured with 10,000 repetitions, on values that are normal and on values of methods that solve a task
+or do not, half of the time or in four of five.
+
+Percentile-bootstrap intervals of few values are too narrow: of interquartile means, those called 95 % hold the truth
+90 % of the time with 5 seeds, 93 % with 8 and with 10 (89 to 94 % where seeds solve or do not). Below `FEWEST` seeds
+draws that come to the least or the largest value alone are likelier than 2.5 %, and reports give these two instead,
+which hold the truth 50 % of the time with 2 seeds, 75 % with 3 and 88 % with 4, whatever the values.
+
+Two equal methods are told apart at the level of 5 % by Welch's t test in 3.8 % of cases with 3 seeds each, 4.3 % with 5
+and 5.1 % with 10; 5 % where one has three times the other's deviation; 1.6 to 4.8 % where seeds solve or do not, and
+6.2 % with 3 against 5. After Holm's correction a difference that is none is found in at most 5 % of tables of 3 or 18
+methods with 5 or 10 seeds each, and in at most 8 % with 3 against 5. With 3 seeds each it is 2 % where values are
+normal, but 8 % of tables of 3 and 20 % of tables of 18 methods where seeds solve or do not half of the time: three
+seeds that all solve, by chance, look as if they always did. A permutation test would not err there, as it finds
+nothing: of 20 splits of 3 and 3 seeds, or of 252 of 5 and 5 in a table of 18, none is rare enough.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["FEWEST", "area_under_curve", "bootstrap_difference", "bootstrap_interval", "interquartile_mean"]
+__all__ = ["FEWEST", "FEWEST_TESTED", "area_under_curve", "bootstrap_interval", "holm", "interquartile_mean", "welch"]
 
-FEWEST = 5  # seeds that an interval is made from
+FEWEST = 5  # seeds that a bootstrap interval is made from
+FEWEST_TESTED = 3  # seeds of each of two methods that are tested
 
 Array = NDArray[np.float64]
 
@@ -77,28 +89,50 @@ def bootstrap_interval(
     return low, high
 
 
-def bootstrap_difference(
-    values: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of two means over seeds, and its percentile-bootstrap interval (low, high).
+def welch(values: ArrayLike, baseline: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float, float]:
+    """Difference of two means over seeds, its interval (low, high), and the two-sided p, by Welch's t test.
+
+    Where neither method's seeds differ among themselves there is nothing to judge by: p, low and high are not numbers.
 
     Args:
-        values, baseline: `[seeds]` each; the seeds of either are drawn on their own.
-        confidence, resamples, seed: as in `bootstrap_interval`.
+        values, baseline: `[seeds]` each, at least `FEWEST_TESTED`.
+        confidence: of the interval.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: there are too few values.
+
+    Source: Welch 1947, with the degrees of freedom of Satterthwaite 1946.
     """
-    generator = np.random.default_rng(seed)
-    means = []
-    for sample in (np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)):
-        if sample.ndim != 1 or sample.size == 0:
-            raise ValueError(f"a difference needs values [seeds] of at least one seed, not of shape {sample.shape}")
-        drawn = generator.integers(sample.size, size=(resamples, sample.size))
-        means.append((sample.mean(), sample[drawn].mean(1)))
-    (mean, drawn_means), (other, other_means) = means
-    low, high = np.quantile(drawn_means - other_means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(mean - other), float(low), float(high)
+    mine, theirs = (np.asarray(sample, dtype=np.float64) for sample in (values, baseline))
+    for sample in (mine, theirs):
+        if sample.ndim != 1 or sample.size < FEWEST_TESTED:
+            raise ValueError(f"a test needs values [seeds] of at least {FEWEST_TESTED} seeds, not {sample.shape}")
+    difference = float(mine.mean() - theirs.mean())
+    parts = np.array([sample.var(ddof=1) / sample.size for sample in (mine, theirs)])
+    error = math.sqrt(parts.sum())
+    if not error > 1e-12 * max(np.abs(mine).max(), np.abs(theirs).max()):
+        return difference, math.nan, math.nan, math.nan
+    freedom = float(parts.sum() ** 2 / (parts**2 / (mine.size - 1, theirs.size - 1)).sum())
+    # With t = sqrt(freedom) tan(angle) the density of t becomes a power of the cosine.
+    angles = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)
+    within = np.append(0.0, np.cumsum(density[1:] + density[:-1]))
+    within /= within[-1]
+    p = 1 - float(np.interp(math.atan(abs(difference) / error / math.sqrt(freedom)), angles, within))
+    reach = math.sqrt(freedom) * math.tan(float(np.interp(confidence, within, angles))) * error
+    return difference, difference - reach, difference + reach, p
+
+
+def holm(p: ArrayLike) -> Array:
+    """Correct the p of several tests `[tests]`, so that an error in any of them is as likely as p says (Holm 1979).
+
+    What is not a number stays so, and counts for no test.
+    """
+    given = np.asarray(p, dtype=np.float64)
+    order = np.argsort(given)[: np.isfinite(given).sum()]
+    corrected = np.full(given.shape, np.nan)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)))
+    return corrected
 
 
 def area_under_curve(frames: ArrayLike, values: ArrayLike) -> float:

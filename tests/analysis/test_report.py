@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
+from scipy.stats import ttest_ind
 
 from lightning_hyper.analysis.report import Environment, ReportError, report
 
@@ -95,25 +96,47 @@ def test_returns_of_tasks_and_many_episodes_stand_in_columns_of_their_own(lab: L
     assert trials.header[3:14] == [f"episode {k}" for k in range(1, 12)]
 
 
-def test_differences_to_a_method_stand_in_a_column_of_their_own(lab: Lab) -> None:
+def test_differences_to_a_method_and_their_corrected_p_stand_in_columns_of_their_own(lab: Lab) -> None:
     experiment = lab.experiment("differences")
-    for seed in range(5):
-        lab.run(experiment, [0, 0, 3 + seed], seed=seed)
-        lab.run(experiment, [0, 0, 7], seed=seed, method="RNN+HN")
-    lab.run(experiment, [0, 0, 4], method="RNN+S")
+    finals = {"RNN": [3, 4, 5, 6, 7], "RNN+HN": [7, 8, 9, 10, 6], "RNN+FiLM": [5, 6, 4], "RNN+S": [4, 6]}
+    for method, values in finals.items():
+        for seed, value in enumerate(values):
+            lab.run(experiment, [0, 0, value], seed=seed, method=method)
     lab.run(experiment, [0, 0, 1], method="RNN+HN", environment="elsewhere")
+    for seed in range(3):
+        for method, value in (("RNN", 500), ("RNN+S", 400)):
+            lab.run(experiment, [0, 0, value], method=method, environment="level", seed=seed)
     made = report("differences", lab.root, against="RNN")
-    gridnavi, elsewhere = made.environments
-    # 7 - 5; the middle 95 % of the means of all 3125 draws, from 3.8 to 6.2.
-    assert cells(gridnavi, "RNN+HN")["difference"] == "2.00 [0.80, 3.20] n=5 v 5"
-    assert cells(gridnavi, "RNN+HN")["final"] == "7.00 [7.00, 7.00] n=5"
-    assert cells(gridnavi, "RNN+S")["difference"] == "-1.00 (-3.00 to 1.00) n=1 v 5"  # 4 - 5, 4 - 7, 4 - 3
-    assert cells(gridnavi, "RNN")["difference"] == cells(elsewhere, "RNN+HN")["difference"] == "-"
-    assert "mean final values, to RNN, with its [95 % bootstrap interval]" in made.text
-    assert "12.5 % of cases with 5 v 5 seeds" in made.text
+    gridnavi, elsewhere, level = made.environments
+    tested = {method: ttest_ind(finals[method], finals["RNN"], equal_var=False) for method in ("RNN+HN", "RNN+FiLM")}
+    low, high = tested["RNN+HN"].confidence_interval()
+    hn = cells(gridnavi, "RNN+HN")
+    assert hn["difference"] == f"3.00 [{low:.2f}, {high:.2f}] n=5 v 5"
+    assert hn["p"] == f"{2 * tested['RNN+HN'].pvalue:.3f}"  # of two tests, the smaller p
+    assert cells(gridnavi, "RNN+FiLM")["p"] == f"{tested['RNN+FiLM'].pvalue:.3f}"
+    assert cells(gridnavi, "RNN+S")["difference"] == "0.00 (-3.00 to 3.00) n=2 v 5"  # 4 - 7, 6 - 3
+    assert cells(gridnavi, "RNN+S")["p"] == "-"
+    for row in (cells(gridnavi, "RNN"), cells(elsewhere, "RNN+HN")):
+        assert row["difference"] == row["p"] == "-"
+    assert cells(level, "RNN+S")["difference"] == "-100.00, no seed differs n=3 v 3"
+    assert cells(level, "RNN+S")["p"] == "-"
+    assert "Welch's t test" in made.text
+    assert "Holm's correction" in made.text
     assert "difference" not in report("differences", lab.root).environments[0].header
-    with pytest.raises(ReportError, match=r"--against: no run has the method 'GRU'; there are RNN, RNN\+HN, RNN\+S"):
+    with pytest.raises(ReportError, match=r"--against: no run has the method 'GRU'; there are RNN, RNN\+FiLM, RNN\+HN"):
         report("differences", lab.root, against="GRU")
+
+
+def test_the_reports_run_is_described_by_its_tables_where_mlflow_can_keep_them(lab: Lab) -> None:
+    experiment = lab.experiment("described")
+    for k in range(60):
+        lab.run(experiment, [1, 2, 3], method=f"method {k}")
+        if k in (0, 59):
+            made = report("described", lab.root)
+            note = lab.client.get_run(made.run_id).data.tags["mlflow.note.content"]
+            assert len(note) <= 5000
+            assert ("| method 0 | 100 | 3.00" in note) == (k == 0)
+            assert ("report.md" in note) == (k == 59)
 
 
 def test_files_are_written_and_logged_to_one_run_used_again(lab: Lab) -> None:
@@ -160,7 +183,8 @@ def test_the_newest_finished_run_of_a_seed_counts(lab: Lab) -> None:
         made = report("newest", lab.root, unfinished=unfinished)
         assert cells(made.environments[0], "RNN")["final"].startswith("2.00")
         assert cells(made.environments[0], "RNN (lr=0.001)")["final"].endswith("n=1")
-        assert f"Dropped {2 if unfinished else 1} run(s)" in made.text
+        dropped = "RNN--0-2000, RNN--0-4000" if unfinished else "RNN--0-2000"
+        assert f"Dropped, as a newer run has the same method, variant and seed: {dropped}.\n" in made.text
 
 
 def test_unfinished_runs_are_listed_and_counted_on_request(lab: Lab) -> None:

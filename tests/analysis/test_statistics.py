@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import trim_mean, ttest_ind
 
 from lightning_hyper.analysis.statistics import (
     FEWEST,
     area_under_curve,
-    bootstrap_difference,
     bootstrap_interval,
+    holm,
     interquartile_mean,
+    welch,
 )
 
 
@@ -63,15 +64,33 @@ def test_the_bootstrap_is_fixed_and_has_no_width_for_one_seed() -> None:
     np.testing.assert_array_equal(bootstrap_interval(values[:1]), [values[0], values[0]])
 
 
-def test_the_bootstrap_interval_of_a_difference_is_near_the_normal_one() -> None:
+@pytest.mark.parametrize("counts", [(3, 3), (3, 5), (4, 9), (30, 80)])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 50.0])
+def test_the_test_of_a_difference_is_welchs(counts: tuple[int, int], scale: float) -> None:
     generator = np.random.default_rng(5)
-    values, baseline = generator.normal(3, 1, size=300), generator.normal(1, 2, size=200)
-    difference, low, high = bootstrap_difference(values, baseline)
+    values, baseline = 1 + scale * generator.normal(size=counts[0]), generator.normal(size=counts[1])
+    expected = ttest_ind(values, baseline, equal_var=False)
+    difference, low, high, p = welch(values, baseline, confidence=0.9)
     assert difference == pytest.approx(values.mean() - baseline.mean())
-    error = 1.96 * np.sqrt(values.var() / 300 + baseline.var() / 200)
-    assert (low, high) == pytest.approx((difference - error, difference + error), abs=0.15 * error)
-    with pytest.raises(ValueError, match="at least one"):
-        bootstrap_difference(values, [])
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval(0.9)), rel=1e-4)
+    assert p == pytest.approx(expected.pvalue, abs=1e-6)
+
+
+def test_seeds_that_do_not_differ_decide_nothing() -> None:
+    for values, baseline, difference in (([1, 1, 1], [1, 1, 1, 1], 0.0), ([0.1] * 3, [0.3] * 5, -0.2)):
+        found = welch(values, baseline)
+        assert found[0] == pytest.approx(difference)
+        assert np.isnan(found[1:]).all()
+    with pytest.raises(ValueError, match="at least 3 seeds"):
+        welch([1, 2, 3], [1, 2])
+
+
+def test_holms_correction_is_that_of_its_paper() -> None:
+    # Multiplied by the number of tests not yet decided, never falling, at most 1.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    np.testing.assert_array_equal(holm([np.nan, 0.01, np.nan]), [np.nan, 0.01, np.nan])
+    assert holm([]).shape == (0,)
 
 
 def test_the_bootstrap_draws_whole_seeds() -> None:
@@ -88,17 +107,23 @@ def test_the_interval_of_few_seeds_is_their_least_and_largest(seeds: int) -> Non
     assert all_of_them == (seeds < FEWEST)
 
 
-def test_intervals_of_five_seeds_err_as_often_as_reports_say() -> None:
-    # Of methods whose values are normal with mean 0, by what `report` prints of their intervals.
+def test_intervals_hold_the_truth_as_often_as_reports_say() -> None:
+    # Of methods whose values are normal with mean 0.
     generator, trials = np.random.default_rng(7), 1500
-    one, other = generator.normal(size=(2, trials, 5))
-    holds = [low <= 0 <= high for low, high in (bootstrap_interval(each, resamples=400) for each in one)]
-    apart = [
-        not low <= 0 <= high
-        for _, low, high in (bootstrap_difference(*pair, resamples=400) for pair in zip(one, other, strict=True))
-    ]
-    assert np.mean(holds) == pytest.approx(0.89, abs=0.03)
-    assert np.mean(apart) == pytest.approx(0.125, abs=0.03)
+    five = [bootstrap_interval(values, resamples=400) for values in generator.normal(size=(trials, 5))]
+    three = [(values.min(), values.max()) for values in generator.normal(size=(trials, 3))]
+    for intervals, share in ((five, 0.9), (three, 0.75)):
+        assert np.mean([low <= 0 <= high for low, high in intervals]) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("solves", [None, 0.5, 0.8])
+def test_two_equal_methods_are_told_apart_no_more_often_than_is_said(seeds: int, solves: float | None) -> None:
+    generator, trials = np.random.default_rng(8), 1000
+    values = generator.normal(size=(2, trials, seeds))
+    if solves is not None:
+        values = 0.1 * values + (generator.random(values.shape) < solves)
+    assert np.mean([welch(*pair)[3] < 0.05 for pair in zip(*values, strict=True)]) < 0.075
 
 
 def test_the_area_is_the_mean_height_over_frames() -> None:
