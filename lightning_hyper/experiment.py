@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +28,23 @@ from lightning_hyper.checks import RecipeError
 from lightning_hyper.folder import Root, RunFolder
 from lightning_hyper.layering import dump, flatten
 from lightning_hyper.settings import Settings
-from lightning_hyper.tracking import TrackingError
-from lightning_hyper.training.checkpoint import Checkpoints, RunState
+from lightning_hyper.tracking import TrackingError, without_password
+from lightning_hyper.training.checkpoint import Checkpoints, Files, RunState
 from lightning_hyper.training.matmul import choose_matmul
 from lightning_hyper.training.mlflow import MLflowLogger, git_commit, hardware
+from lightning_hyper.training.options import blamed, check_options
 from lightning_hyper.training.progress import ProgressBar
 from lightning_hyper.training.run import Run
 from lightning_hyper.training.stop import GracefulStop
 
 RUN_FOLDER = "LIGHTNING_HYPER_RUN_FOLDER"  # tells the ranks that Lightning starts where the first one writes
 TRACEBACK = "LIGHTNING_HYPER_TRACEBACK"
-FREE_ON_RESUME = {f"data.init_args.{key}" for key in ("evaluate_every", "eval_envs", "eval_mode")}
+# What may change where a run goes on, by the last part of its key: how it is optimised, evaluated and computed.
+FREE_ON_RESUME = re.compile(
+    r"(\w+_)?lr|lr_schedule|max_grad_norm|compile|storage|evaluate_every|eval_envs|eval_mode", flags=re.A
+)
+# What is taken of the recipe in a checkpoint. Callbacks, loggers, folders and addresses are not: a file is data.
+TAKEN = ("model", "data", "frames", "seed", "stop_at_return", "paper", "method", "environment", "variant")
 HELP = re.compile(r"-h|--help|--[\w.]+\.help(=.*)?")
 
 
@@ -49,7 +55,8 @@ class Call:
     Args:
         verb: `fit`, `validate` or `test`.
         names: recipes, merged in order.
-        checkpoint: `last`, `best`, or a path.
+        checkpoint: name of one of the run's, such as `last`, `best` or `frames=1000`, or a path.
+        trust: modules, packages or classes that the recipe in a checkpoint may name besides the package's own.
         overrides: options that are keys of the recipe, with their values.
         shown: where the resolved recipe is wanted and nothing else, what to leave out of it; else None.
     """
@@ -57,6 +64,7 @@ class Call:
     verb: str
     names: Sequence[str] = ()
     checkpoint: str | None = None
+    trust: Sequence[str] = ()
     overrides: Sequence[str] = ()
     shown: str | None = None
 
@@ -66,17 +74,23 @@ class Call:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         parser.add_argument("-c", "--config", action="append", default=[])
         parser.add_argument("--ckpt_path")
+        parser.add_argument("--trust", action="append", default=[])
         parser.add_argument("--print_config", nargs="?", const="")
         try:
             own, overrides = parser.parse_known_args(list(words))
         except argparse.ArgumentError as error:
             raise RecipeError(str(error).removeprefix("argument ")) from error
-        return cls(verb, own.config, own.ckpt_path, overrides, own.print_config)
+        return cls(verb, own.config, own.ckpt_path, own.trust, overrides, own.print_config)
 
     @property
     def path(self) -> Path | None:
         """The checkpoint's path, where it is given as one."""
-        return None if self.checkpoint in (None, "last", "best") else Path(str(self.checkpoint))
+        text = self.checkpoint
+        return Path(text) if text is not None and ("/" in text or os.sep in text or text.endswith(".ckpt")) else None
+
+    def gives(self, key: str) -> bool:
+        """Whether the command line itself says a key."""
+        return any(word.partition("=")[0] == f"--{key}" for word in self.overrides)
 
     def recipe(self) -> dict[str, Any]:
         """The recipe: that of the names, or else the checkpoint's, with the overrides over it."""
@@ -85,8 +99,15 @@ class Call:
         if self.path is None:
             raise RecipeError("no recipe: name one with -c (see `lightning-hyper recipes`), or give a --ckpt_path")
         there = read_checkpoint(self.path)["recipe"]
-        parts.refuse_foreign(there, "ckpt_path")
-        given = {key: value for key, value in there.items() if key not in ("run", "parent")}
+        parts.refuse_foreign(there, "ckpt_path", self.trust)
+        given = {key: there[key] for key in TAKEN if key in there}
+        given["trainer"] = {"precision": there.get("trainer", {}).get("precision", "32-true")}
+        if there.get("trainer", {}).get("callbacks"):
+            rank_zero_info(
+                "The callbacks of the checkpoint's recipe are left out; to have them, name the recipe with -c"
+            )
+        if (folder := RunFolder.of_checkpoint(self.path)) is not None:
+            given |= {"root": str(folder.root), "experiment": folder.experiment}
         return recipes.override(given, self.overrides)
 
 
@@ -145,10 +166,9 @@ class Command(LightningCLI):
             raise SystemExit(0)
         self.recipe = self._resolved(skip_unset=False)
         self.settings = Settings(**{field.name: self.config[field.name] for field in fields(Settings)})
-        if str(self.config.trainer.precision).startswith("16"):
-            precision = self.config.trainer.precision
-            raise RecipeError(f"trainer.precision is {precision!r}; choose '32-true' or 'bf16-mixed'")
-        self._choose_folder()
+        check_options(self.config.trainer.as_dict(), self._trainer_defaults())
+        self._find_checkpoint()
+        self.folder = self._choose_folder()
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
         if not torch.cuda.is_available():
@@ -185,25 +205,37 @@ class Command(LightningCLI):
                 "kind": self.call.verb,
             },
             parent=settings.parent,
-            run_id=self.continued.get("run_id"),
+            run_id=self.continued.get("run_id") if self.in_place else None,
+            frames=self.continued.get("frames") if self.in_place else None,
         )
         state = RunState({"recipe": self.recipe, "matmul": matmul.name})
-        named = self.config_init.trainer.callbacks or []
-        named = named if isinstance(named, list) else [named]
+        named = _listed(self.config_init.trainer.callbacks)
         try:
             return super().instantiate_trainer(
                 logger=self.logger,
                 default_root_dir=str(self.folder.path),
                 callbacks=[*named, self.training, self.stop, ProgressBar(), state],
+                plugins=[*_listed(self.config_init.trainer.plugins), Files()],
                 **kwargs,
             )
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise RecipeError(f"trainer: {error}") from error
+        except (ValueError, TypeError, RuntimeError, ImportError, AttributeError, MisconfigurationException) as error:
+            raise blamed(self.config.trainer.as_dict(), self._trainer_defaults(), error) from error
 
     def run(self) -> int:
         """Train or evaluate; gives the exit code."""
-        verb, trainer = self.call.verb, self.trainer
         os.environ[RUN_FOLDER] = str(self.folder.path)
+        writes = self.call.verb == "fit" and self.trainer.is_global_zero
+        lock = self.folder.claim() if writes else None
+        try:
+            return self._run()
+        finally:
+            if lock is not None and self.logger.begun:
+                lock.release()
+            elif lock is not None:
+                self.folder.unclaim(lock)
+
+    def _run(self) -> int:
+        verb, trainer = self.call.verb, self.trainer
         self.logger.open()
         self.logger.log_hyperparams(self.recipe)
         self.logger.log_text(yaml.safe_dump(self.recipe, sort_keys=False), "recipe.yaml")
@@ -213,54 +245,92 @@ class Command(LightningCLI):
         except SystemExit:  # Lightning's way out of a second Ctrl-C
             if self.stop.signal is None:
                 raise
-        if self.stop.signal is not None:
+        clock = self.model.clock
+        if self.stop.stopped or self.stop.signal is not None:
             self.logger.finish("KILLED")
-            rank_zero_info(f"Stopped at frame {self.model.clock.frames:,}; continue with --ckpt_path last")
+            rank_zero_info(f"Stopped at frame {clock.frames:,}; continue with --ckpt_path last")
             return 130
-        if verb == "fit" and trainer.is_global_zero:
+        if verb == "fit" and not self.training.finished:
+            self.logger.finish("KILLED")
+            rank_zero_info(
+                f"Ended by a limit of the trainer's at frame {clock.frames:,} of {clock.budget:,}; continue with "
+                "--ckpt_path last"
+            )
+        elif verb == "fit" and trainer.is_global_zero:
             for file in (self.folder.last, self.folder.best):
                 if file.exists():
                     self.logger.log_artifact(file, "checkpoints")
             self.logger.flush()
-            clock = self.model.clock
             self.folder.finish({"frames": clock.frames, "budget": clock.budget, **self.training.evaluated})
         return 0
+
+    def _trainer_defaults(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.parser.get_defaults().trainer.as_dict()
+        return found
 
     def _resolved(self, **skipped: bool) -> dict[str, Any]:
         text = self.parser.dump(self.config, format="yaml", skip_validation=True, **skipped)
         recipe: dict[str, Any] = yaml.safe_load(text)
         for key in ("seed_everything", "config"):
             recipe.pop(key, None)
+        if recipe.get("tracking_uri"):
+            recipe["tracking_uri"] = without_password(recipe["tracking_uri"])
         return recipe
 
-    def _choose_folder(self) -> None:
-        """Find the checkpoint, if one is asked for, and the folder: that of the run continued, or another one."""
-        call, settings, root = self.call, self.settings, Root(Path(self.settings.root))
-        stem = recipes.stem(call.names) or (RunFolder.of_checkpoint(call.path).name if call.path else "run")
-        seeded = f"{stem}-seed{settings.seed}"
-        self.source = call.path
-        if call.checkpoint is not None and self.source is None:
-            wanted = settings.run or seeded
-            self.source = root.newest(settings.experiment, wanted, call.checkpoint)
+    def _find_checkpoint(self) -> None:
+        """Read the checkpoint, if one is asked for, and take over what a continued run cannot change."""
+        call, settings = self.call, self.settings
+        self.source, self.in_place = call.path, False
+        self.continued: dict[str, Any] = {}
+        if call.checkpoint is None:
+            return
+        if self.source is None:
+            wanted = settings.run or self._stem()
+            self.source = Root(Path(settings.root)).newest(settings.experiment, wanted, call.checkpoint)
             if self.source is None:
-                place = root.path / settings.experiment
+                place = Path(settings.root) / settings.experiment
                 raise RecipeError(f"ckpt_path: there is no {call.checkpoint}.ckpt of a run {wanted!r} in {place}")
-        checkpoint = read_checkpoint(self.source) if self.source else {}
-        if checkpoint:
-            _require_same(checkpoint["recipe"], self.recipe, call.verb)
-        self.continued: dict[str, Any] = checkpoint if call.verb == "fit" else {}
-        if self.continued and self.source:
-            self.folder = RunFolder.of_checkpoint(self.source)
-        elif RUN_FOLDER in os.environ and "LOCAL_RANK" in os.environ:
-            self.folder = RunFolder(Path(os.environ[RUN_FOLDER]))
-        elif settings.run is None:
-            name = seeded if call.verb == "fit" else f"{stem}-{call.verb}"
-            self.folder = root.unused(settings.experiment, name)
-        else:
-            self.folder = root.run(settings.experiment, settings.run)
-            if self.folder.checkpoints.exists():
-                path = self.folder.path
-                raise RecipeError(f"run: {path} has checkpoints already; continue it with --ckpt_path last, or rename")
+        checkpoint, folder = read_checkpoint(self.source), RunFolder.of_checkpoint(self.source)
+        changed = _require_same(checkpoint["recipe"], self.recipe, call.verb)
+        if call.verb != "fit":
+            return
+        self.continued, self.in_place = checkpoint, folder is not None
+        kept: dict[str, Any] = {"seed": checkpoint["recipe"].get("seed", settings.seed), "weights": None}
+        if folder is not None:
+            kept |= {"root": str(folder.root), "experiment": folder.experiment, "run": folder.name}
+        for key, value in kept.items():
+            given = getattr(settings, key)
+            same = Path(given).resolve() == Path(value) if key == "root" else given == value
+            if call.gives(key) and not same and not (key == "run" and call.path is None):  # `a` finds `a-2`, too
+                raise RecipeError(f"{key} is {given!r}; a run that is continued has its own, {value!r}: leave it out")
+        self.settings = replace(settings, **kept)
+        self.recipe |= {key: value for key, value in kept.items() if key in ("seed", "root", "experiment")}
+        for key, (old, new) in changed.items():
+            rank_zero_info(f"{key.replace('.init_args', '')} is {new!r} from here on ({old!r} so far)")
+
+    def _choose_folder(self) -> RunFolder:
+        """Folder of this run: that of the run continued, or another one."""
+        call, settings, root = self.call, self.settings, Root(Path(self.settings.root))
+        if RUN_FOLDER in os.environ and "LOCAL_RANK" in os.environ:
+            return RunFolder(Path(os.environ[RUN_FOLDER]))
+        if self.in_place:
+            return root.run(settings.experiment, str(settings.run))
+        if settings.run is None:
+            return root.unused(
+                settings.experiment, self._stem() if call.verb == "fit" else f"{self._stem()}-{call.verb}"
+            )
+        folder = root.run(settings.experiment, settings.run)
+        if folder.has_checkpoints:
+            raise RecipeError(
+                f"run: {folder.path} has checkpoints already; continue it with --ckpt_path last, or rename"
+            )
+        return folder
+
+    def _stem(self) -> str:
+        """What a run is called that is given no name."""
+        folder = RunFolder.of_checkpoint(self.call.path) if self.call.path else None
+        stem = recipes.stem(self.call.names) or (folder.name if folder else "run")
+        return f"{stem}-seed{self.settings.seed}" if self.call.verb == "fit" else stem
 
 
 def main(argv: Sequence[str]) -> int:
@@ -286,14 +356,20 @@ def main(argv: Sequence[str]) -> int:
         return 1 if isinstance(error, NonFiniteLossError) else 2
 
 
-def _require_same(there: Mapping[str, Any], here: Mapping[str, Any], verb: str) -> None:
-    """Refuse a checkpoint of another recipe, naming the keys that differ."""
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _require_same(there: Mapping[str, Any], here: Mapping[str, Any], verb: str) -> dict[str, tuple[Any, Any]]:
+    """Refuse a checkpoint of another recipe, naming the keys that differ; gives what differs and may, old and new."""
     keys = ("model", "data") if verb == "fit" else ("model",)
-    old, new = (flatten({key: recipe[key] for key in keys}) for recipe in (there, here))
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in FREE_ON_RESUME]
-    if differing:
+    old, new = (flatten({key: recipe.get(key) or {} for key in keys}) for recipe in (there, here))
+    changed = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+    free = {key: pair for key, pair in changed.items() if FREE_ON_RESUME.fullmatch(key.rpartition(".")[2])}
+    if differing := [key for key in changed if key not in free]:
         shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:5])
         raise RecipeError(f"ckpt_path: the checkpoint is of another recipe ({shown})")
+    return free
 
 
 def _quieten() -> None:

@@ -6,9 +6,37 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from lightning_hyper.checks import RecipeError
+
+CHECKPOINTS = "checkpoints"
+
+
+def replay_beside(checkpoint: Path, frames: int) -> Path:
+    """Folder of the replay buffer that goes with a checkpoint of a frame."""
+    return checkpoint.parent / f"replay-{frames}"
+
+
+def file_name(key: str, name: str) -> None:
+    """Check that a name can be that of a file or folder, and of nothing outside the one that it is made in.
+
+    Args:
+        key: the recipe's key.
+        name: what was given.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    odd = name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\")
+    if odd or len(name.encode()) > 200:
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        raise RecipeError(f"{key} is {shown!r}; it must be a name of 1 to 200 bytes without / and \\, and not . or ..")
 
 
 @dataclass(frozen=True)
@@ -37,11 +65,18 @@ class Root:
         return self.path / ".mlflow.lock"
 
     def run(self, experiment: str, run: str) -> RunFolder:
-        """Folder of a run."""
+        """Folder of a run.
+
+        Raises:
+            RecipeError: a name that is no name of a folder.
+        """
+        file_name("experiment", experiment)
+        file_name("run", run)
         return RunFolder(self.path / experiment / run)
 
     def runs(self, experiment: str) -> list[RunFolder]:
-        """Folders of the runs of an experiment that are there, by name."""
+        """Folders of the runs of an experiment that are there, by name; RecipeError as in `run`."""
+        file_name("experiment", experiment)
         folder = self.path / experiment
         return [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
 
@@ -68,9 +103,20 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
-        """Folder of the run that wrote a checkpoint."""
-        return cls(checkpoint.resolve().parents[1])
+    def of_checkpoint(cls, checkpoint: Path) -> RunFolder | None:
+        """Folder of the run that a checkpoint lies in; None of one that was copied elsewhere."""
+        beside = checkpoint.resolve().parent
+        return cls(beside.parent) if beside.name == CHECKPOINTS else None
+
+    @property
+    def root(self) -> Path:
+        """The root folder that this one lies in."""
+        return self.path.parent.parent
+
+    @property
+    def experiment(self) -> str:
+        """Name of the run's experiment."""
+        return self.path.parent.name
 
     @property
     def name(self) -> str:
@@ -80,7 +126,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, and of the replay buffers that go with them."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def checkpoint(self, name: str) -> Path:
         """A checkpoint by its name, such as `last` or `best`."""
@@ -102,7 +148,7 @@ class RunFolder:
 
     def replay(self, frames: int) -> Path:
         """Folder of the replay buffer that goes with the checkpoints of a frame."""
-        return self.checkpoints / f"replay-{frames}"
+        return replay_beside(self.last, frames)
 
     def replays(self) -> list[Path]:
         """Folders of all replay buffers that are there."""
@@ -114,9 +160,61 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
-    def unsent(self) -> Path:
-        """Metrics that MLflow did not take, a JSON object a line."""
-        return self.path / "unsent_metrics.jsonl"
+    def metrics(self) -> Path:
+        """All metrics, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def sent(self) -> Path:
+        """How many bytes of `metrics` MLflow has."""
+        return self.path / "metrics.sent"
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is one to go on from."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    def claim(self) -> BaseFileLock:
+        """Take the folder for this process, until it ends in whatever way.
+
+        Raises:
+            RecipeError: another process writes there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._lock)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            raise RecipeError(
+                f"run: {self.path} is being written by another process; end that one, or choose another --run"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            pass
+        return lock
+
+    def unclaim(self, lock: BaseFileLock) -> None:
+        """Give back a folder in which nothing was done."""
+        lock.release()
+        self._lock.unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            for folder in (self.path, self.path.parent, self.root):
+                folder.rmdir()
+
+    def abandoned(self) -> bool:
+        """Whether a run has been here and no process writes any more; False where that cannot be told."""
+        lock = FileLock(self._lock)
+        try:
+            if not self._lock.is_file():
+                return False
+            lock.acquire(timeout=0)
+        except (Timeout, NotImplementedError, OSError):
+            return False
+        lock.release()
+        return True
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def finished(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from lightning_hyper.folder import Root
+from lightning_hyper.folder import Root, RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 10.0  # how long a database may be locked by somebody else before that is an error
+CREATION_SECONDS = 600.0  # how long other processes may take to make it, one after the other
+FOLDER_TAG = "folder"  # of a run: its folder, relative to the root
 
 
 class TrackingError(RuntimeError):
@@ -34,6 +37,72 @@ def file_of(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix(SQLITE)) if tracking_uri.startswith(SQLITE) else None
 
 
+def without_password(text: str) -> str:
+    """A text in which addresses show no password."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
+
+
+def connect(root: str | Path, tracking_uri: str | None = None) -> MlflowClient:
+    """A client of a server, or of the database under a root folder, which may have been moved.
+
+    Args:
+        root: folder of the runs.
+        tracking_uri: server; the database under the root by default.
+    """
+    folder = Root(Path(root).resolve())
+    uri = tracking_uri or database(folder.path)
+    if (local := file_of(uri)) == folder.database and local.exists():
+        _follow_artifacts(local, folder.artifacts)
+    return _client(uri)
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the address may hold a password
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow.store.db.utils", "alembic"):  # what goes wrong is said by who calls this, in one line
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return MlflowClient(uri)
+
+
+def _follow_artifacts(path: Path, artifacts: Path) -> None:
+    """Let a database that was moved with its root find the files there: MLflow keeps absolute addresses."""
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection, connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        for key, place in connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
+            before, _, name = str(place).rpartition("/")
+            now = f"{artifacts.as_uri()}/{name}"
+            if place != now and before.startswith("file:") and before.endswith(f"/{artifacts.name}"):
+                connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (now, key))
+                connection.execute(
+                    "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                    "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                    (now, len(place) + 1, key, len(place), place),
+                )
+
+
+def close_abandoned(client: MlflowClient, root: str | Path, experiment_id: str, but: str = "") -> None:
+    """Set the runs to KILLED that MLflow takes for running, though nobody writes in their folders any more.
+
+    Args:
+        client: of the database or server.
+        root: folder of the runs; those of another machine's are left alone.
+        experiment_id: the experiment.
+        but: MLflow id of a run that is known to be alive, and whose folder is nobody else's.
+    """
+    found = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+    mine = {run.data.tags.get(FOLDER_TAG) for run in found if run.info.run_id == but} - {None}
+    for run in found:
+        folder = run.data.tags.get(FOLDER_TAG)
+        if run.info.run_id == but or folder is None:
+            continue
+        if folder in mine or RunFolder(Path(root) / folder).abandoned():
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
 def open_experiment(tracking_uri: str, root: str | Path, experiment: str) -> tuple[MlflowClient, str]:
     """A client, and the id of an experiment that is made, or taken out of the bin, where it must be.
 
@@ -42,18 +111,12 @@ def open_experiment(tracking_uri: str, root: str | Path, experiment: str) -> tup
         root: folder whose `artifacts/` a new experiment in a database keeps its files in.
         experiment: name of the experiment.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    for noisy in ("mlflow.store.db.utils", "alembic"):  # what goes wrong is said by who calls this, in one line
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     folder, local = Root(Path(root).resolve()), file_of(tracking_uri)
     folder.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.lock, timeout=60):  # two processes making one database break it
+    with FileLock(folder.lock, timeout=CREATION_SECONDS):  # two processes making one database break it
         if local is not None:
             _create_database(local)
-        client = MlflowClient(tracking_uri)
+        client = connect(folder.path, tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             place = (folder.artifacts / experiment).as_uri() if local is not None else None
@@ -96,16 +159,14 @@ def _create_database(path: Path) -> None:
     """Make the database beside its place: one cut short by a kill there is beyond repair for MLflow."""
     if path.exists() and path.stat().st_size > 0:
         return
-    from mlflow import MlflowClient
-
     partial = path.with_name(path.name + ".part")
     for left in (partial, Path(f"{partial}-journal")):  # SQLite would play an old journal into the new file
         left.unlink(missing_ok=True)
-    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    _client(f"{SQLITE}{partial}").search_experiments(max_results=1)
     os.replace(partial, path)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of MLflow says, without its long explanations."""
+    """What an error of MLflow says, without its long explanations and without passwords."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
-    return (lines or [type(error).__name__])[0]
+    return without_password((lines or [type(error).__name__])[0])

@@ -17,6 +17,16 @@ def _fixed_generator():
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--campaign", type=int, default=1, help="how long searches for faults go on: times the usual (1)")
+
+
+@pytest.fixture
+def campaign(request):
+    """How many times as long as usual a search for faults goes on."""
+    return request.config.getoption("--campaign")
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import distributed as dist
 
@@ -19,7 +21,7 @@ from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.experience.base import rank_seed
-from lightning_hyper.folder import RunFolder
+from lightning_hyper.folder import RunFolder, replay_beside
 from lightning_hyper.training.mlflow import MLflowLogger
 from lightning_hyper.training.run import experience
 
@@ -52,7 +54,7 @@ class Checkpoints(Checkpoint):
         folder = RunFolder(Path(trainer.default_root_dir))
         copies = []
         value = metrics.get(self.monitor)
-        if value is not None and value == value and self._is_best(value):
+        if value is not None and math.isfinite(value) and self._is_best(value):
             self.best = value
             copies.append(folder.best)
         self._write(trainer, pl_module, copies)
@@ -137,6 +139,21 @@ def _version(path: Path) -> tuple[Path, int]:
     return path, path.stat().st_mtime_ns
 
 
+class Files(TorchCheckpointIO):
+    """Writes checkpoints straight to their place, in which there is room or none; Lightning's way is by `TMPDIR`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # PyTorch's word for a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+
+
 class RunState(Callback):
     """Puts into a checkpoint what Lightning leaves out: generators, experience and algorithm of every rank.
 
@@ -178,13 +195,15 @@ class RunState(Callback):
         data.load_state(own["experience"])
         pl_module.load_state(own["algorithm"])
         if trainer.ckpt_path is not None:
-            replay = RunFolder.of_checkpoint(Path(trainer.ckpt_path)).replay(checkpoint["frames"])
+            replay = replay_beside(Path(trainer.ckpt_path), checkpoint["frames"])
             data.load_buffer(replay / f"rank-{trainer.global_rank}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The last thing before the first batch: everything that start-up drew is undone.
         if self._generators is not None:
             _set_generators(self._generators)
+            assert isinstance(pl_module, Algorithm)
+            pl_module.take_rates()
         elif trainer.global_rank:
             seed = rank_seed(torch.initial_seed(), trainer.global_rank)
             torch.manual_seed(seed)

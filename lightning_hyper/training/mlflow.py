@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import platform
 import queue
@@ -12,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +22,40 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
-from lightning_hyper.checks import RecipeError
 from lightning_hyper.folder import Root
 from lightning_hyper.layering import flatten
-from lightning_hyper.tracking import TrackingError, check_database, database, file_of, first_line, open_experiment
+from lightning_hyper.tracking import (
+    FOLDER_TAG,
+    TrackingError,
+    check_database,
+    close_abandoned,
+    database,
+    file_of,
+    first_line,
+    open_experiment,
+    without_password,
+)
+from lightning_hyper.training.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
     from lightning_hyper.algorithms import FrameClock
 
 RETRY_SECONDS = 5.0  # between two tries to send what failed
+NAME, VALUE, TAG = 250, 500, 5000  # characters of a name, a parameter and a tag that any MLflow server takes
+MOST_METRICS = 1000  # of one request
 END_SECONDS = 15.0  # how long the end of a run waits for what failed; one try at a locked database is 20 s in MLflow
 
 
 class MLflowLogger(Logger):
     """Logs one run to MLflow, with frames as the x axis.
 
-    Everything is sent by one background thread, which also imports MLflow and opens the run, so that training begins
-    at once and is never held up. What cannot be sent is tried again; what is unsent at the end is written to
-    `unsent_metrics.jsonl` in the run's folder.
+    Metrics are written to `metrics.jsonl` in the run's folder, and sent from there by one background thread, which also
+    imports MLflow and opens the run, so that training begins at once and is never held up. What cannot be sent is tried
+    again, and what is unsent at the end is sent when the run is continued. A run that MLflow no longer has is recorded
+    anew, with all its metrics.
 
     Args:
         root: folder under which everything lies.
@@ -51,8 +66,13 @@ class MLflowLogger(Logger):
         tags: tags of the run.
         parent: MLflow id of the run that this one belongs to.
         run_id: MLflow id of a run to continue.
+        frames: of the checkpoint that it is continued from; None begins anew.
+
+    Attributes:
+        begun: whether training has.
 
     Raises:
+        RecipeError: experiment or run is no name of a folder.
         TrackingError: by `open` or the first call after, if the database or server cannot be used.
     """
 
@@ -67,16 +87,23 @@ class MLflowLogger(Logger):
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         run_id: str | None = None,
+        frames: int | None = None,
     ) -> None:
         super().__init__()
         self.root, self.experiment_name, self.run_name = Path(root).resolve(), experiment, run
         self.tracking_uri = tracking_uri or database(root)
-        self.tags = {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+        self.tags = {
+            **{key: shortened(value, TAG) for key, value in (tags or {}).items()},
+            **({"mlflow.parentRunId": parent} if parent else {}),
+            FOLDER_TAG: f"{experiment}/{run}",
+        }
         self.clock = clock
+        self._folder, self._frames = Root(self.root).run(experiment, run), frames
         self._run_id = run_id
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._fault: TrackingError | None = None
-        self._unsent: list[dict[str, Any]] = []
+        self._journal: Journal | None = None
+        self.begun = False
         self._try_again = 0.0
         self._warned = False
         self._status: str | None = None
@@ -101,44 +128,51 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         x = self.clock.frames if self.clock is not None else step or 0
-        # A name that MLflow refuses would never be sent.
-        rows = {re.sub(r"[^\w\-. :/]", "_", k, flags=re.A): float(v) for k, v in metrics.items() if k != "epoch"}
+        rows = {metric_name(key): float(value) for key, value in metrics.items() if key != "epoch"}
         if rows:
-            entry = {"metrics": rows, "step": x, "timestamp": int(time.time() * 1000)}
-            self._enqueue(lambda: self._send(entry))
+            if self._journal is None:
+                self._journal = Journal(self._folder, self._frames)
+            self._journal.append(rows, x, int(time.time() * 1000))
+            self._enqueue(self._send)
             self._start()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         leaves = flatten(vars(params) if isinstance(params, Namespace) else params)
-        flat = {key[:250]: str(value)[:500] for key, value in leaves.items()}  # limits of MLflow servers, old and new
+        flat = {shortened(key, NAME): shortened(str(value), VALUE) for key, value in leaves.items()}
         self._enqueue(lambda: self._record_parameters(flat))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the run by Lightning's word for it; `failed` is KILLED when it comes of Ctrl-C or SIGTERM.
 
-        A run whose recipe is refused before anything is sent is not recorded at all.
+        A run that fails before training has begun is not recorded at all.
         """
-        # Lightning has one word for all of these, and says it inside its `except`.
-        error = sys.exc_info()[1]
-        if isinstance(error, RecipeError) and not self._started:
+        if status == "failed" and not self.begun and not self._started:
             self._abandon()
         else:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            # Lightning has one word for all of these, and says it inside its `except`.
+            interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit)
             self.finish("FINISHED" if status != "failed" else "KILLED" if interrupted else "FAILED")
 
     # What the package asks of it beyond that.
 
     @rank_zero_only
     def open(self) -> None:
-        """Begin, or continue, the run. A database that cannot be used is an error at once; a server, a little later."""
+        """Open, or continue, the run. A database that cannot be used is an error at once; a server, a little later."""
         if self._thread is None:
             if (file := file_of(self.tracking_uri)) is not None:
                 check_database(file)
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._jobs.put(self._begin)
             atexit.register(self._leave)
+
+    @rank_zero_only
+    def begin(self) -> None:
+        """Say that training begins: from here on the run is recorded, whatever becomes of it."""
+        self.open()
+        self.begun = True
+        self._journal = Journal(self._folder, self._frames)
 
     @rank_zero_only
     def finish(self, status: str) -> None:
@@ -199,60 +233,105 @@ class MLflowLogger(Logger):
             try:
                 if self._fault is None:
                     job()
-            except Exception as error:  # whatever MLflow raises must not end the thread
-                rank_zero_warn(f"MLflow at {self.tracking_uri}: {first_line(error)}")
+            except Exception as error:  # whatever MLflow raises must not end the thread, nor a warning made an error
+                with suppress(Warning):
+                    rank_zero_warn(f"MLflow at {without_password(self.tracking_uri)}: {first_line(error)}")
             finally:
                 self._jobs.task_done()
 
     def _begin(self) -> None:
         try:
             self._client, experiment = open_experiment(self.tracking_uri, self.root, self.experiment_name)
+            if self._run_id is not None and not self._is_there(self._run_id):
+                self._run_id = None
             if self._run_id is None:
                 run = self._client.create_run(experiment, run_name=self.run_name, tags=dict(self.tags))
                 self._run_id = run.info.run_id
+                if self._journal is not None:
+                    self._journal.mark(0)
             else:
                 self._client.update_run(self._run_id, status="RUNNING")
                 for key, value in self.tags.items():
                     self._client.set_tag(self._run_id, key, value)
+            close_abandoned(self._client, self.root, experiment, but=self._id)
         except Exception as error:
             key = "root" if self.tracking_uri == database(self.root) else "tracking_uri"
-            self._fault = TrackingError(f"{key}: MLflow at {self.tracking_uri} cannot be used: {first_line(error)}")
+            place = without_password(self.tracking_uri)
+            self._fault = TrackingError(f"{key}: MLflow at {place} cannot be used: {first_line(error)}")
 
-    def _send(self, entry: dict[str, Any]) -> None:
-        self._unsent.append(entry)
-        if time.monotonic() >= self._try_again:
-            self._send_unsent()
-
-    def _send_unsent(self) -> None:
-        from mlflow.entities import Metric
+    def _is_there(self, run_id: str) -> bool:
+        """Whether MLflow has the run, and has it for this folder's, not for one that this folder was copied from."""
+        from mlflow.exceptions import MlflowException
 
         try:
-            while self._unsent:
-                entry = self._unsent[0]
-                at, step = entry["timestamp"], entry["step"]
-                rows = [Metric(key, value, at, step) for key, value in entry["metrics"].items()]
-                self._client.log_batch(self._id, metrics=rows)
-                del self._unsent[0]
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        here = self.tags[FOLDER_TAG]
+        return run.info.lifecycle_stage == "active" and run.data.tags.get(FOLDER_TAG, here) == here
+
+    def _send(self) -> None:
+        """Send what is unsent, unless that has just failed."""
+        if time.monotonic() < self._try_again:
+            return
+        try:
+            self._send_all()
         except Exception as error:
             self._try_again = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 self._warned = True
-                rank_zero_warn(f"MLflow at {self.tracking_uri}: {first_line(error)}; training goes on, sent later")
+                place = without_password(self.tracking_uri)
+                rank_zero_warn(f"MLflow at {place}: {first_line(error)}; training goes on, sent later")
+
+    def _send_all(self) -> None:
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        while self._journal is not None:
+            rows, end = self._journal.unsent(MOST_METRICS)
+            if not rows:
+                return
+            metrics = [
+                Metric(key, value, row["timestamp"], row["step"])
+                for row in rows
+                for key, value in row["metrics"].items()
+            ]
+            try:
+                self._client.log_batch(self._id, metrics=metrics)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                self._send_one_by_one(metrics)  # one that is refused must not hold back the others
+            self._journal.mark(end)
+
+    def _send_one_by_one(self, metrics: Sequence[Metric]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        for metric in metrics:
+            try:
+                self._client.log_batch(self._id, metrics=[metric])
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
+                rank_zero_warn(f"MLflow does not take the metric {metric.key!r}: {first_line(error)}")
 
     def _send_last(self) -> None:
-        """Send what is unsent, for some time; then write it to a file."""
+        """Send what is unsent, for some time."""
         end = time.monotonic() + END_SECONDS
-        self._send_unsent()
-        while self._unsent and time.monotonic() < end:
+        while True:
+            self._try_again = 0.0
+            self._send()
+            if self._journal is None or not (rows := self._journal.unsent(MOST_METRICS)[0]):
+                return
+            if time.monotonic() >= end:
+                break
             time.sleep(1.0)
-            self._send_unsent()
-        if self._unsent:
-            path = Root(self.root).run(self.experiment_name, self.run_name).unsent
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in self._unsent)
-            rank_zero_warn(f"{len(self._unsent)} rows of metrics could not be sent to MLflow; they are in {path}")
-            self._unsent.clear()
+        rank_zero_warn(
+            f"the metrics from frame {rows[0]['step']:,} on could not be sent to MLflow; they are in "
+            f"{self._folder.metrics}, and are sent when the run is continued with --ckpt_path last"
+        )
 
     @property
     def _id(self) -> str:
@@ -266,9 +345,10 @@ class MLflowLogger(Logger):
 
     def _leave(self) -> None:
         """When Python ends: nothing queued may be lost with the thread, and a run that nobody ended has failed."""
-        if self._status is None:
+        if self._status is None and (self.begun or self._started):
             self.finish("FAILED")
-        self._jobs.join()
+        if self._started:
+            self._jobs.join()
 
     def _record_parameters(self, flat: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -276,10 +356,24 @@ class MLflowLogger(Logger):
         there = self._client.get_run(self._id).data.params
         for key, value in flat.items():
             if there.get(key, value) != value:
-                self._client.set_tag(self._id, f"changed:{key}", value)
+                self._client.set_tag(self._id, shortened(f"changed:{key}", NAME), value)
         new = [Param(key, value) for key, value in flat.items() if key not in there]
         for start in range(0, len(new), 100):
             self._client.log_batch(self._id, params=new[start : start + 100])
+
+
+def metric_name(name: str) -> str:
+    """The nearest name that MLflow takes for a metric: characters, length, and no path that means another."""
+    plain = re.sub(r"[^\w\-. :/]", "_", name, flags=re.A)
+    parts = [re.sub(r"^\.\.?$", "_", part) for part in plain.split("/") if part]
+    return shortened("/".join(parts) or "_", NAME)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters; of a longer one the beginning, and digits that differ where it differs."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 9]}_{zlib.crc32(text.encode()):08x}"
 
 
 def hardware() -> str:

@@ -12,6 +12,7 @@ from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Experience
+from lightning_hyper.training.mlflow import MLflowLogger
 
 
 class Run(Callback):
@@ -29,6 +30,7 @@ class Run(Callback):
 
     Attributes:
         evaluated: metrics of the last evaluation.
+        finished: whether the budget is spent, or the wanted return reached.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Run(Callback):
             raise RecipeError(f"frames is {frames}; it must be at least 1")
         self.frames, self.seed, self.stop_at_return, self.weights = frames, seed, stop_at_return, weights
         self.evaluated: dict[str, float] = {}
+        self.finished = False
         self._evaluations = 0
         self._last_frame = -1
 
@@ -64,13 +67,16 @@ class Run(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.begin()
         frames, data = pl_module.clock.frames, experience(trainer)
         # Nothing that was due is owed: evaluations are made at the end of the batch in which they fall.
         self._evaluations = frames // data.evaluate_every if data.evaluate_every else 0
         if frames and data.env.why_not_exact:
             rank_zero_info(f"{data.env.why_not_exact}; training goes on with new episodes")
         if self.frames is not None and frames >= self.frames:
-            trainer.should_stop = True
+            self.finished = trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, Algorithm)
@@ -82,7 +88,7 @@ class Run(Callback):
             self._evaluate(trainer, pl_module)
             pl_module.log_dict(self.evaluated, logger=False, batch_size=1)  # for callbacks that monitor a metric
         if spent:
-            trainer.should_stop = True
+            self.finished = trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Of a training that something else has ended, such as a limit of steps.
@@ -101,7 +107,7 @@ class Run(Callback):
             logger.log_metrics(self.evaluated, model.clock.frames)
         reached = self.evaluated.get("eval/return")
         if self.stop_at_return is not None and reached is not None and reached >= self.stop_at_return:
-            trainer.should_stop = True
+            self.finished = trainer.should_stop = True
         for callback in cast(Any, trainer).callbacks:
             if hasattr(callback, "on_evaluation_end"):
                 callback.on_evaluation_end(trainer, model, self.evaluated)

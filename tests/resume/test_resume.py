@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,33 +195,70 @@ def command(*arguments, recipe=TINY, frames=32_000):
 
 
 @pytest.mark.parametrize(("recipe", "frames"), [(TINY, 32_000), (TINY_TD3, 1_600), (TINY_RETRIEVAL, 1_920)])
-def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path, recipe, frames):
-    """Really kills the process, at a random moment, as often as it takes to be cut twice in mid-training."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_kill_minus_nine_then_resume_equals_uninterrupted(tmp_path, recipe, frames, campaign):
+    """Really kills the process: before the first checkpoint is whole, in mid-training, and at any moment."""
     given = {"recipe": recipe, "frames": frames}
-    subprocess.run(command("--run", "whole", **given), cwd=tmp_path, env=environment, check=True, capture_output=True)
-    last = tmp_path / "runs/tiny/killed/checkpoints/last.ckpt"
-    pick = random.Random(0)
-    kills, seen = 0, 0
-    while True:
-        resume = ["--ckpt_path", "last"] if last.exists() else []
-        process = subprocess.Popen(
-            command("--run", "killed", *resume, **given), cwd=tmp_path, env=environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        while kills < 2 and process.poll() is None:
-            if last.exists() and last.stat().st_mtime_ns != seen:
-                time.sleep(pick.uniform(0, 0.4))
-                seen = last.stat().st_mtime_ns
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.01)
-        if process.wait() == 0:
-            break
-    assert kills == 2
+    subprocess.run(command("--run", "whole", **given), cwd=tmp_path, check=True, capture_output=True)
     os.chdir(tmp_path)
+    pick = random.Random(campaign)
+    for moment in ["first", "fresh", *(pick.choice(["fresh", "any"]) for _ in range(8 * (campaign - 1)))]:
+        kill(given, moment, pick)
+    last = ("--ckpt_path", "last") if checkpoints("killed") else ()
+    subprocess.run(command("--run", "killed", *last, **given), check=True, capture_output=True)
     assert_same(checkpoint("whole"), checkpoint("killed"))
+    assert metrics("whole") == metrics("killed")
+    assert [run.info.status for run in runs("killed")].count("FINISHED") == 1
+    assert not [run for run in runs("killed") if run.info.status == "RUNNING"]
+
+
+def checkpoints(run):
+    return list(Path("runs/tiny", run, "checkpoints").glob("*.ckpt"))
+
+
+def kill(given, moment, pick):
+    """Start or continue the run `killed`, and kill it; it may come to its end before that."""
+    folder = Path("runs/tiny/killed/checkpoints")
+    last, there = folder / "last.ckpt", bool(checkpoints("killed"))
+    seen = last.stat().st_mtime_ns if there else 0
+    started, delay = time.monotonic(), pick.uniform(0, 0.4) if moment != "any" else pick.uniform(0, 12)
+    process = subprocess.Popen(
+        command("--run", "killed", *(("--ckpt_path", "last") if there else ()), **given),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        if moment == "first" and folder.exists():
+            break
+        if moment == "fresh" and last.exists() and last.stat().st_mtime_ns != seen:
+            time.sleep(delay)
+            break
+        if moment == "any" and time.monotonic() > started + delay:
+            break
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def runs(name):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    return client.search_runs([experiment], f"tags.`mlflow.runName` = '{name}'")
+
+
+def metrics(name):
+    """All metrics of a run, over frames; where a frame was logged again, the later value."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
+    (run,) = (run for run in runs(name) if run.info.status == "FINISHED")
+    found = {}
+    for key in run.data.metrics:
+        if not key.startswith("time/"):
+            rows = sorted(client.get_metric_history(run.info.run_id, key), key=lambda row: row.timestamp)
+            found[key] = dict(sorted({row.step: row.value for row in rows}.items()))
+    return found
 
 
 def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
@@ -242,6 +280,88 @@ def test_ctrl_c_writes_a_checkpoint_marks_the_run_killed_and_resumes(tmp_path):
     again = command("--run", "stopped", "--ckpt_path", "last", "--frames", budget)
     subprocess.run(again, check=True, capture_output=True)
     assert json.loads(Path("runs/tiny/stopped/finished.json").read_text())["frames"] == int(budget)
+
+
+def test_a_signal_to_one_of_two_ranks_stops_both(tmp_path):
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "r")
+    process = subprocess.Popen(
+        command(*ranks, frames=10_000_000), cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
+    with process.stdout:
+        assert "frames" in process.stdout.readline()  # the first evaluation is over
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (second,) = (pid for pid in children if b"lightning_hyper" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(int(second), signal.SIGTERM)
+        assert process.wait(timeout=120) == 130
+    assert not (tmp_path / "runs/tiny/r/finished.json").exists()
+
+
+def test_a_run_that_is_being_written_is_left_to_its_process(tmp_path):
+    process = subprocess.Popen(
+        command("--run", "r", frames=10_000_000),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process.stdout:
+        process.stdout.readline()
+        again = subprocess.run(
+            command("--run", "r", "--ckpt_path", "last"), cwd=tmp_path, capture_output=True, text=True
+        )
+        assert again.returncode == 2
+        assert "being written by another process" in again.stderr
+        process.send_signal(signal.SIGHUP)  # a terminal that is closed
+        assert process.wait(timeout=60) == 130
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", "3"), ("weights", "x.ckpt"), ("experiment", "other"), ("run", "b")]
+)
+def test_what_a_continued_run_cannot_change_is_refused(tiny, capsys, key, value):
+    assert tiny("fit", "--run", "a", "--frames", "160") == 0
+    there = "runs/tiny/a/checkpoints/last.ckpt"
+    assert tiny("fit", "--ckpt_path", there, f"--{key}", value, "--frames", "320") == 2
+    assert f"{key} is " in capsys.readouterr().err
+    assert tiny("fit", "--ckpt_path", there, "--frames", "320") == 0
+    assert checkpoint("a")["frames"] == 320
+
+
+def test_a_copied_checkpoint_begins_a_run_of_its_own(tiny):
+    assert tiny("fit", "--run", "a", "--frames", "160", "--seed", "3") == 0
+    before = sorted(Path().rglob("*"))
+    shutil.copyfile("runs/tiny/a/checkpoints/last.ckpt", "copied.ckpt")
+    assert tiny("fit", "--run", "b", "--ckpt_path", "copied.ckpt", "--frames", "320") == 0
+    new = set(Path().rglob("*")) - set(before) - {Path("copied.ckpt")}
+    assert all(path.is_relative_to("runs/tiny/b") or path.is_relative_to("runs/artifacts") for path in new)
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--frames", "320", "--seed", "3") == 0
+    assert_same(checkpoint("a"), checkpoint("b"))
+    assert checkpoint("a")["run_id"] != checkpoint("b")["run_id"]
+
+
+def test_the_cure_for_nan_is_taken_when_the_run_goes_on(tiny):
+    assert tiny("fit", "--run", "a", "--frames", "160") == 0
+    cure = ("--model.lr", "1e-4", "--model.max_grad_norm", "0.1")
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--frames", "320", *cure) == 0
+    groups = checkpoint("a")["optimizer_states"][0]["param_groups"]
+    assert {group["lr"] for group in groups} == {1e-4}
+
+
+def test_a_limit_of_the_trainers_finishes_nothing(tiny, caplog):
+    assert tiny("fit", "--run", "a", "--trainer.max_steps", "32") == 0
+    assert not Path("runs/tiny/a/finished.json").exists()
+    assert "continue with --ckpt_path last" in caplog.text
+    assert [run.info.status for run in runs("a")] == ["KILLED"]
+
+
+def test_checkpoints_go_straight_to_their_place(tiny, monkeypatch):
+    save, places = torch.save, []
+    monkeypatch.setattr(
+        torch, "save", lambda state, file: (places.append(getattr(file, "name", None)), save(state, file))
+    )
+    assert tiny("fit", "--run", "a", "--frames", "160") == 0
+    assert places
+    assert all(Path(place).resolve().parent == Path("runs/tiny/a/checkpoints").resolve() for place in places)
 
 
 @pytest.mark.parametrize(("recipe", "frames"), [(TINY, 2560), (TINY_TD3, 400), (TINY_RETRIEVAL, 960)])

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -8,13 +9,18 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from mlflow import MlflowClient
+from mlflow.utils.validation import _validate_metric_name
 
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.folder import Root
+from lightning_hyper.tracking import close_abandoned, connect, without_password
 from lightning_hyper.training import mlflow as tracking
-from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware
+from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware, metric_name
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +141,7 @@ def test_lightning_ends_a_run_with_the_right_status(root, client, tmp_path, erro
 
     logger = MLflowLogger(root, "exp", f"ends-{status}")
     logger.open()
+    logger.begin()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(logger=logger, max_steps=1, limit_val_batches=0, default_root_dir=tmp_path, **quiet)
     if error is None:
@@ -145,23 +152,24 @@ def test_lightning_ends_a_run_with_the_right_status(root, client, tmp_path, erro
     assert client.get_run(logger.run_id()).info.status == status
 
 
-@pytest.mark.parametrize("sent", [False, True])
-def test_a_run_whose_recipe_is_refused_at_the_start_is_not_recorded(root, client, tmp_path, sent):
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("error", [RecipeError, ZeroDivisionError])
+def test_what_fails_before_training_begins_is_not_recorded(root, client, tmp_path, begun, error):
     class Model(BoringModel):
         def configure_model(self):
-            if sent:
-                self.logger.log_metrics({"a": 1.0}, 1)
-            raise RecipeError("model.lr is 0; it must be positive")
+            if begun:
+                self.logger.begin()
+            raise error("model.lr is 0; it must be positive")
 
-    logger = MLflowLogger(root, "exp", f"refused-{sent}")
+    logger = MLflowLogger(root, "exp", f"refused-{begun}-{error.__name__}")
     logger.open()
     logger.log_hyperparams({"a": 1})
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    with pytest.raises(RecipeError):
+    with pytest.raises(error):
         Trainer(logger=logger, max_steps=1, default_root_dir=tmp_path, **quiet).fit(Model())
     (experiment,) = client.search_experiments(filter_string="name = 'exp'")
-    runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = 'refused-{sent}'")
-    assert [run.info.status for run in runs] == (["FAILED"] if sent else [])
+    runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.runName` = '{logger.run_name}'")
+    assert [run.info.status for run in runs] == (["FAILED"] if begun else [])
 
 
 def test_the_first_bad_verdict_stays_and_a_good_one_does_not(root, client):
@@ -191,22 +199,139 @@ def test_metrics_that_failed_are_sent_once_it_works_again(root, client, refusing
     logger.flush()
     assert history(client, logger.run_id(), "a") == [(step, float(step)) for step in range(6)]
     logger.finish("FINISHED")
-    assert not (root / "exp" / "heals" / "unsent_metrics.jsonl").exists()
+    journal = root / "exp" / "heals" / "metrics.jsonl"
+    assert journal.with_name("metrics.sent").read_text() == str(journal.stat().st_size)
 
 
 @pytest.mark.filterwarnings("default:.*training goes on, sent later.*")
-def test_metrics_that_cannot_be_sent_are_written_to_a_file(root, client, refusing, monkeypatch):
+def test_metrics_that_cannot_be_sent_are_sent_when_the_run_is_continued(root, client, refusing, monkeypatch):
     monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
     logger = MLflowLogger(root, "exp", "lost")
     assert logger.run_id()
     refusing(False)
-    with pytest.warns(UserWarning, match=r"3 rows.*unsent_metrics\.jsonl"):  # noqa: PT031
+    with pytest.warns(UserWarning, match=r"from frame 0 on .*metrics\.jsonl.*--ckpt_path last"):  # noqa: PT031
         for step in range(3):
             logger.log_metrics({"a": float(step)}, step)
         logger.finish("FAILED")
-    rows = [json.loads(line) for line in (root / "exp" / "lost" / "unsent_metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (root / "exp" / "lost" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["metrics"]) for row in rows] == [(step, {"a": float(step)}) for step in range(3)]
     assert client.get_run(logger.run_id()).info.status == "FAILED"
+    refusing(True)
+    again = MLflowLogger(root, "exp", "lost", run_id=logger.run_id(), frames=1)
+    again.begin()
+    again.finish("FINISHED")
+    assert history(client, logger.run_id(), "a") == [(0, 0.0), (1, 1.0)]  # what comes after frame 1 is trained again
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_again_and_counts_once(root):
+    first = MLflowLogger(root, "exp", "cut")
+    for step in range(4):
+        first.log_metrics({"a": float(step)}, step)
+    first.finish("FAILED")
+    journal = root / "exp" / "cut" / "metrics.jsonl"
+    with journal.open("a") as file:
+        file.write('{"step": 4, "timest')  # what a kill leaves
+    again = MLflowLogger(root, "exp", "cut", run_id=first.run_id(), frames=1)
+    again.begin()
+    for step in range(2, 6):
+        again.log_metrics({"a": float(step)}, step)
+    again.finish("FINISHED")
+    assert [json.loads(line)["step"] for line in journal.read_text().splitlines()] == list(range(6))
+
+
+def test_a_run_that_the_database_has_lost_is_recorded_anew_with_all_its_metrics(root, tmp_path):
+    first = MLflowLogger(root, "exp", "r")
+    for step in range(3):
+        first.log_metrics({"a": float(step)}, step)
+    first.finish("FAILED")
+    shutil.copytree(root / "exp" / "r", tmp_path / "exp" / "r")  # and no database
+    again = MLflowLogger(tmp_path, "exp", "r", run_id=first.run_id(), frames=2)
+    again.begin()
+    again.log_metrics({"a": 3.0}, 3)
+    again.finish("FINISHED")
+    assert again.run_id() != first.run_id()
+    found = history(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), again.run_id(), "a")
+    assert found == [(step, float(step)) for step in range(4)]
+
+
+def test_a_moved_root_keeps_its_files_and_the_copied_folder_of_a_run_is_another_run(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    process = start(before, "r", "finish")  # MLflow remembers within a process where files are
+    run_id = process.communicate(timeout=240)[0].strip()
+    before.rename(after)
+    again = MLflowLogger(after, "both", "r", run_id=run_id, frames=1)
+    again.log_text("2", "second.txt")
+    again.finish("FINISHED")
+    client = connect(after)
+    assert {file.path for file in client.list_artifacts(run_id)} == {"late.txt", "second.txt"}
+    assert not before.exists()
+    shutil.copytree(after / "both" / "r", after / "both" / "copy")
+    copy = MLflowLogger(after, "both", "copy", run_id=run_id, frames=1)
+    copy.log_text("3", "third.txt")
+    copy.finish("FINISHED")
+    assert copy.run_id() != run_id
+    assert [file.path for file in client.list_artifacts(copy.run_id())] == ["third.txt"]
+
+
+def test_a_metric_that_is_refused_holds_back_no_other(root, client):
+    logger = MLflowLogger(root, "exp", "refused")
+    logger.begin()
+    journal = root / "exp" / "refused" / "metrics.jsonl"
+    with journal.open("a") as file:  # a name of which nothing here knows that MLflow refuses it
+        file.write(json.dumps({"step": 1, "timestamp": 1, "metrics": {"b": 1.0, "what?": 2.0, "c": 3.0}}) + "\n")
+    with pytest.warns(UserWarning, match=r"does not take the metric 'what\?'"):  # noqa: PT031
+        logger.log_metrics({"a": 1.0}, 2)
+        logger.finish("FINISHED")
+    assert client.get_run(logger.run_id()).data.metrics == {"a": 1.0, "b": 1.0, "c": 3.0}
+
+
+@given(st.text(max_size=400))
+@settings(max_examples=200, deadline=None)
+@example("a//b").via("field trial")
+@example("loss/").via("field trial")
+@example("../..").via("a path")
+def test_every_metric_gets_a_name_that_mlflow_takes(name):
+    _validate_metric_name(metric_name(name))
+    assert 0 < len(metric_name(name)) <= 250
+
+
+def test_values_tags_and_names_that_are_long_stay_apart_and_drop_nothing(root, client):
+    long, other = ["x" * 20] * 400, [*["x" * 20] * 399, "y" * 20]
+    ids = []
+    for name, value in (("long", long), ("other", other)):
+        logger = MLflowLogger(root, "exp", name, tags={"variant": "v" * 9000, "last": "1"})
+        logger.open()
+        logger.log_hyperparams({"list": value, "k" * 300: 1, "z": 2})
+        logger.finish("FINISHED")
+        ids.append(logger.run_id())
+    again = MLflowLogger(root, "exp", "long", run_id=ids[0], frames=0)
+    again.open()
+    again.log_hyperparams({"k" * 300: 2, "z": 3})
+    again.finish("FINISHED")
+    first, second = (client.get_run(run_id).data for run_id in ids)
+    assert first.params["list"] != second.params["list"]
+    assert len(first.params) == 3
+    assert (first.tags["last"], first.tags["changed:z"]) == ("1", "3")
+    assert sum(key.startswith("changed:k") for key in first.tags) == 1
+
+
+def test_a_run_in_whose_folder_nobody_writes_any_more_is_not_running(root, client):
+    experiment = client.create_experiment("dead")
+    made = {}
+    for name in ("dead", "alive", "elsewhere"):
+        tags = {"folder": f"dead/{name}"}
+        made[name] = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    Root(root).run("dead", "dead").claim().release()
+    lock = Root(root).run("dead", "alive").claim()
+    close_abandoned(client, root, experiment)
+    lock.release()
+    found = {name: client.get_run(run_id).info.status for name, run_id in made.items()}
+    assert found == {"dead": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+
+
+def test_an_address_shows_no_password():
+    shown = without_password("http://ann:secret@host:5000/x and postgresql://bob:pa:ss@db/mlflow, sqlite:////a@b/c")
+    assert shown == "http://ann:***@host:5000/x and postgresql://bob:***@db/mlflow, sqlite:////a@b/c"
 
 
 def test_a_locked_database_is_an_error_in_time(root, monkeypatch):
