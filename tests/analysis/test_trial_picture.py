@@ -10,7 +10,8 @@ import yaml
 from mlflow import MlflowClient
 
 from lightning_hyper.algorithms import PPO
-from lightning_hyper.analysis.trial_picture import TrialPicture, draw_trial
+from lightning_hyper.analysis import trial_picture
+from lightning_hyper.analysis.trial_picture import TrialPicture, draw_telling_trial, draw_trial
 from lightning_hyper.envs import GridNavi, Pendulum, Trials
 from lightning_hyper.experience import Rollouts
 from lightning_hyper.experiment import main
@@ -45,6 +46,40 @@ def test_every_episode_is_drawn_from_the_start_to_its_last_cell(boundary):
 def test_an_episode_alone_has_one_panel():
     (path,) = paths(draw_trial(Walk(), GridNavi(1, episode_steps=4)))
     assert path.round().tolist() == [[0, 0], [0, 1], [0, 2], [1, 2], [2, 2]]
+
+
+class Learner:
+    """Right in the first episode, up in the others."""
+
+    def train(self, mode=True):
+        self.training = mode
+
+    eval = train
+    training = False
+
+    def act(self, step, state):
+        return {"action": torch.where(step["episode"][:, 0] > 0, 1, 2)}, state
+
+
+def test_of_several_trials_the_one_that_shows_the_search_is_drawn():
+    make = partial(Trials, partial(GridNavi, episode_steps=5), 2)
+
+    def goal(seed):
+        env = make(num_envs=1)
+        env.set_seed(seed)
+        return tuple(env.begin()["task"][0].tolist())
+
+    goals = [goal(seed) for seed in range(trial_picture.TRIALS)]
+    # Up from the corner the cell (0, 4) is reached, and stayed on, and to the right it is not.
+    assert goals[0] != (0, 4)
+    assert goals.count((0, 4)) >= 1
+    axes = draw_telling_trial(Learner(), make).axes
+    assert tuple(axes[0].lines[0].get_xydata()[0]) == (0, 4)
+    # Where no goal is on the way up, none is better than to find nothing twice; of equals the first is drawn.
+    others = [seed for seed in range(200) if all(goal(seed + k)[0] > 0 for k in range(trial_picture.TRIALS))]
+    first = draw_telling_trial(Learner(), make, seed=others[0]).axes  # of equals the first
+    gains = [goal(seed)[1] > 0 for seed in range(others[0], others[0] + trial_picture.TRIALS)]
+    assert tuple(first[0].lines[0].get_xydata()[0]) == goal(others[0] + gains.index(True))
 
 
 def trained(fit, callbacks, env=None):
