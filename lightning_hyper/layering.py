@@ -12,6 +12,9 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.settings import KEYS, OPTIONAL, TEXTS
 
+OWN = ("config", "ckpt_path", "trust", "print_config", "help")  # options of commands that are no keys
+DEPTH = 40  # of a recipe, beyond what any needs
+SIZE = 100_000  # values of a recipe, with what aliases stand for
 PART = ("class_path", "init_args", "dict_kwargs")  # the keys of what names a class
 
 
@@ -95,14 +98,27 @@ def override(recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, A
     for key, text in _options(arguments):
         path = key.split(".")
         if path[0].removesuffix("+") not in KEYS:
-            near = difflib.get_close_matches(path[0], KEYS, n=1)
-            known = f"did you mean --{near[0]}?" if near else f"known are {', '.join(KEYS)}"
-            raise RecipeError(f"--{key}: a recipe has no key {path[0]!r}; {known}")
+            raise RecipeError(f"--{key}: a recipe has no key {path[0]!r}; {_meant(key, merged)}")
+        if len(path) > DEPTH:
+            raise RecipeError(f"--{'.'.join(path[:3])}...: a key has at most {DEPTH} parts, and this one {len(path)}")
         value = _value(key, text)
         if path[-1].endswith("+") and not isinstance(value, list):
             value = [value]
         merged = merge(merged, _layer(merged, path, value, key), Where("command line"))
     return merged
+
+
+def _meant(key: str, recipe: Mapping[str, Any]) -> str:
+    """Return what an unknown option may stand for: a key that it begins, one that ends in it, or the closest one."""
+    deep = [path.replace(".init_args", "") for path in flatten(recipe)]
+    found = [
+        *(known for known in (*OWN, *KEYS) if known.startswith(key)),
+        *(path for path in deep if path.endswith(f".{key}")),
+        *difflib.get_close_matches(key, [*OWN, *KEYS], n=1),
+        *difflib.get_close_matches(key, deep, n=1, cutoff=0.8),
+    ]
+    meant = list(dict.fromkeys(f"--{each}" for each in found))[:3]
+    return f"did you mean {' or '.join(meant)}?" if meant else f"known are {', '.join(KEYS)}"
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -121,9 +137,9 @@ def _value(key: str, text: str) -> Any:
     if key in TEXTS:
         return None if text == "null" and key in OPTIONAL else text
     try:
-        return yaml.load(text, Loader=Loader)
+        return read(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--{key}: {text!r} is no YAML: {getattr(error, 'problem', error)}") from None
+        raise RecipeError(f"--{key}: {text[:60]!r} is no YAML: {getattr(error, 'problem', error)}") from None
 
 
 def _layer(place: Any, path: Sequence[str], value: Any, key: str) -> Any:
@@ -156,6 +172,43 @@ for _class in (Loader, Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
+
+
+def read(text: str) -> Any:
+    """Return what YAML says; nothing of it is made before it is known to be of a size that a recipe can have.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, gives a key twice, is nested too deeply, or has aliases that stand for too much.
+    """
+    depth = 0
+    event: Any
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"it is nested more than {DEPTH} deep", problem_mark=event.start_mark)
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (size := _size(node, {})) == float("inf"):
+            raise yaml.MarkedYAMLError(problem="an alias stands for what it is a part of")
+        if size > SIZE:
+            raise yaml.MarkedYAMLError(
+                problem=f"with its aliases it stands for {size:,.0f} values, more than the {SIZE:,} of any recipe"
+            )
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """Return how many values a node stands for where every alias is written out; infinite for one within itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts))
+    return known[id(node)]
 
 
 def problem(error: yaml.YAMLError) -> str:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from lightning_hyper.checks import Finite, Frames, Matching, Seed, Threads
+
+Folder = Annotated[
+    str, Matching(r"(?!\.{1,2}$)[^/\\\x00-\x1f]{1,200}", "a name for a folder: not empty, without / and line breaks")
+]
+Place = Annotated[str, Matching(r"[^\x00]+", "a path")]
 
 
 @dataclass(frozen=True)
@@ -28,23 +35,24 @@ class Settings:
         matmul: float32 matrix products on CPUs: probe for a faster path that is as exact, or leave PyTorch's.
     """
 
-    frames: int = 1_000_000
-    seed: int = 0
-    experiment: str = "default"
-    root: str = "runs"
-    run: str | None = None
+    frames: Frames = 1_000_000
+    seed: Seed = 0
+    experiment: Folder = "default"
+    root: Place = "runs"
+    run: Folder | None = None
     paper: str = ""
     method: str = ""
     environment: str = ""
     variant: str = ""
     parent: str | None = None
-    tracking_uri: str | None = None
-    weights: str | None = None
-    stop_at_return: float | None = None
-    threads: int | None = None
+    tracking_uri: Place | None = None
+    weights: Place | None = None
+    stop_at_return: Finite | None = None
+    threads: Threads | None = None
     matmul: Literal["auto", "default"] = "auto"
 
 
 KEYS = ("model", "data", "trainer", "checkpoint", *(field.name for field in fields(Settings)))
-TEXTS = {field.name for field in fields(Settings) if str(field.type).startswith("str")}  # never read as YAML
-OPTIONAL = {field.name for field in fields(Settings) if str(field.type).endswith("None")}
+TYPES: dict[str, Any] = get_type_hints(Settings)
+TEXTS = {name for name, hint in TYPES.items() if str in (hint, *get_args(hint))}  # never read as YAML
+OPTIONAL = {name for name, hint in TYPES.items() if type(None) in get_args(hint)}

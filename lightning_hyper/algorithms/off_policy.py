@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from lightning_hyper.algorithms.base import Algorithm
-from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.checks import PositiveShare, Rate, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay import Replayed
 from lightning_hyper.experience.replay_buffer import Minibatch, split
@@ -54,6 +54,7 @@ class OffPolicy(Algorithm):
         options: as in `Algorithm`.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -64,21 +65,16 @@ class OffPolicy(Algorithm):
         embedding: EncoderFactory | None = None,
         critic_context: Sequence[Part] = ("state",),
         shared_trunk: bool = False,
-        actor_lr: float = 3e-4,
-        critic_lr: float = 3e-4,
-        gamma: float = 0.99,
-        tau: float = 0.005,
+        actor_lr: Rate = 3e-4,
+        critic_lr: Rate = 3e-4,
+        gamma: PositiveShare = 0.99,
+        tau: PositiveShare = 0.005,
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         compile: bool = False,  # noqa: A002
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        positive("model.actor_lr", actor_lr)
-        positive("model.critic_lr", critic_lr)
-        for key, value in (("gamma", gamma), ("tau", tau)):
-            if not 0 <= value <= 1:
-                raise RecipeError(f"model.{key} is {value}; it must lie in [0, 1]")
         plain = partial(Concat, hidden=(256, 256), activation="relu")
         self.actor, self.critic, self.encoder = actor or plain, critic or plain, encoder
         self.context, self.embedding, self.critic_context = context, embedding, critic_context
@@ -145,6 +141,9 @@ class OffPolicy(Algorithm):
 
     def collected(self, batch: Replayed) -> TensorDict:
         return batch.collected
+
+    def experienced(self, batch: Replayed) -> dict[str, Tensor]:
+        return {**super().experienced(batch), **batch.frames()}
 
     def learn(self, batch: Replayed) -> list[dict[str, Tensor]]:
         self.agent.update_statistics(batch.collected)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from lightning_hyper.algorithms.base import Algorithm
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, Positive, PositiveShare, Rate, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules import ActorCritic, ReturnScale
 from lightning_hyper.modules.conditioned import ConditionalFactory
@@ -59,6 +59,7 @@ class PPO(Algorithm):
     Source: Schulman et al. 2017 (arXiv 1707.06347); over trials arXiv 2309.14970, over many tasks arXiv 2306.10698.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -70,30 +71,23 @@ class PPO(Algorithm):
         decision: ConditionalFactory | None = None,
         normalize_observation: bool = False,
         loss: PPOLoss | None = None,
-        lr: float = 3e-4,
-        adam_eps: float = 1e-5,
-        context_lr: float | None = None,
-        context_adam_eps: float | None = None,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
+        lr: Rate = 3e-4,
+        adam_eps: Positive = 1e-5,
+        context_lr: Rate | None = None,
+        context_adam_eps: Positive | None = None,
+        gamma: PositiveShare = 0.99,
+        gae_lambda: PositiveShare = 0.95,
         bootstrap_truncation: bool = True,
-        epochs: int = 4,
-        minibatches: int = 4,
+        epochs: Count = 4,
+        minibatches: Count = 4,
         partition: Literal["steps", "windows"] | None = None,
         normalize_reward: bool = False,
         normalize_advantage: Literal["batch", "minibatch"] | None = "minibatch",
         compile: bool = False,  # noqa: A002
-        max_grad_norm: float | None = 0.5,
+        max_grad_norm: Positive | None = 0.5,
         lr_schedule: Literal["constant", "linear"] = "constant",
     ) -> None:
         super().__init__(max_grad_norm=max_grad_norm, lr_schedule=lr_schedule)
-        counts = {"lr": lr, "context_lr": context_lr, "epochs": epochs, "minibatches": minibatches}
-        for key, count in counts.items():
-            if count is not None and count <= 0:
-                raise RecipeError(f"model.{key} is {count}; it must be positive")
-        for key, share in (("gamma", gamma), ("gae_lambda", gae_lambda)):
-            if not 0 <= share <= 1:
-                raise RecipeError(f"model.{key} is {share}; it must lie in [0, 1]")
         self.parts: dict[str, Any] = {
             "actor": actor,
             "critic": critic,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_hyper.algorithms.off_policy import OffPolicy
-from lightning_hyper.checks import positive
+from lightning_hyper.checks import Finite, Positive, Rate, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay_buffer import Minibatch
 from lightning_hyper.modules.conditioned import ConditionalFactory
@@ -38,18 +38,17 @@ class SAC(OffPolicy):
     Source: Haarnoja et al. 2018 (both papers); with hypernetwork critics arXiv 2106.06842.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        alpha: float = 1.0,
+        alpha: Positive = 1.0,
         tune_alpha: bool = True,
-        target_entropy: float | None = None,
-        alpha_lr: float = 3e-4,
+        target_entropy: Finite | None = None,
+        alpha_lr: Rate = 3e-4,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        positive("model.alpha", alpha)
-        positive("model.alpha_lr", alpha_lr)
         self.tune_alpha, self.target_entropy, self.alpha_lr = tune_alpha, target_entropy, alpha_lr
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)), requires_grad=tune_alpha)
 

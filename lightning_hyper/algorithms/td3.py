@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_hyper.algorithms.off_policy import OffPolicy, target_of
-from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.checks import Count, NonNegative, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay_buffer import Minibatch
 from lightning_hyper.modules.conditioned import ConditionalFactory
@@ -35,21 +35,17 @@ class TD3(OffPolicy):
     Source: Fujimoto et al. 2018; with hypernetwork critics arXiv 2106.06842.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        exploration_noise: float = 0.1,
-        target_noise: float = 0.2,
-        target_noise_clip: float = 0.5,
-        policy_delay: int = 2,
+        exploration_noise: NonNegative = 0.1,
+        target_noise: NonNegative = 0.2,
+        target_noise_clip: NonNegative = 0.5,
+        policy_delay: Count = 2,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        noises = {"exploration_noise": exploration_noise, "target_noise": target_noise}
-        for key, value in {**noises, "target_noise_clip": target_noise_clip}.items():
-            if value < 0:
-                raise RecipeError(f"model.{key} is {value}; it must not be negative")
-        positive("model.policy_delay", policy_delay)
         self.exploration_noise, self.policy_delay = exploration_noise, policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self._updates = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, RecipeError, checked
 from lightning_hyper.envs.keys import Step
 from lightning_hyper.envs.rendering import FilmError, write_gif
 
@@ -66,8 +67,8 @@ class BatchedEnv(EnvBase):
         made: BatchedEnv = super().__new__(cls)
         return made
 
-    def __init__(self, num_envs: int, device: str) -> None:
-        at_least(1, self, num_envs=num_envs)
+    @checked
+    def __init__(self, num_envs: Count, device: str) -> None:
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.generator = torch.Generator(device=self.device)
 
@@ -192,7 +193,7 @@ class BatchedEnv(EnvBase):
         if not same_task:
             self.draw_tasks(rows)
         self.start(rows)
-        shown = {"observation": self.observation(), **self._at_reset, **self.entries()}
+        shown = {"observation": self.observation().to(self._dtype), **self._at_reset, **self.entries()}
         before = shown if last is None else cast(dict[str, Tensor], last)
         for name, entry in shown.items():
             shown[name] = torch.where(rows.view(-1, *[1] * (entry.dim() - 1)), entry, before[name])
@@ -213,11 +214,11 @@ class BatchedEnv(EnvBase):
         if last is None:
             raise RuntimeError(f"{type(self).__name__}.advance: begin() comes first")
         observation, reward, terminated = self.simulate(action)
-        reward, terminated = reward.unsqueeze(-1), terminated.unsqueeze(-1)
+        reward, terminated = reward.to(torch.float32).unsqueeze(-1), terminated.to(torch.bool).unsqueeze(-1)
         step_count = last["step_count"] + 1
         done = self.truncated(step_count) | terminated
         shown = {
-            "observation": observation,
+            "observation": observation.to(self._dtype),
             "is_init": torch.zeros_like(done),
             "previous_action": action,
             "previous_reward": reward,
@@ -310,10 +311,20 @@ class BatchedEnv(EnvBase):
         return ""
 
     @cached_property
+    def _dtype(self) -> torch.dtype:
+        return cast(torch.dtype, self.observation_spec["observation"].dtype)
+
+    @cached_property
     def _at_reset(self) -> dict[str, Tensor]:
         names = ("previous_action", "previous_reward", "step_count", "episode_return")
         zeros = {name: self.observation_spec[name].zero() for name in names}
         return {"is_init": torch.ones_like(zeros["step_count"], dtype=torch.bool), **zeros}
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the observation and the action that a frame of one environment has."""
+        entries = (self.observation_spec["observation"], self.action_spec)
+        return sum(math.prod(entry.shape[1:]) * entry.dtype.itemsize for entry in entries)
 
     def _moved(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device, copy=True) for name, tensor in state.items()}
@@ -337,14 +348,3 @@ class BatchedEnv(EnvBase):
 
 def _kept(step: Step) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in cast(dict[str, Tensor], step).items()}
-
-
-def at_least(least: int, env: object, **counts: int) -> None:
-    """Refuse counts, by the keys of the recipe that give them, below the least that an environment takes.
-
-    Raises:
-        RecipeError: a count is lower.
-    """
-    for key, value in counts.items():
-        if value < least:
-            raise RecipeError(f"data.env.{key} is {value}; {type(env).__name__} takes at least {least}")

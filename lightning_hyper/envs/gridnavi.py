@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_hyper.checks import RecipeError
-from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.checks import Count, Range, checked
+from lightning_hyper.envs.base import BatchedEnv
 
 
 class GridNavi(BatchedEnv):
@@ -41,24 +41,17 @@ class GridNavi(BatchedEnv):
 
     MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
 
+    @checked
     def __init__(
         self,
-        num_envs: int = 256,
+        num_envs: Count = 256,
         *,
-        episode_steps: int = 15,
-        size: int = 5,
+        episode_steps: Count = 15,
+        size: Annotated[int, Range(3, 1_000)] = 5,
         reward: Literal["sparse", "dense"] = "sparse",
         show_goal: Literal["never", "episode_start", "start_cell"] = "never",
         device: str = "cpu",
     ) -> None:
-        at_least(1, self, episode_steps=episode_steps)
-        at_least(3, self, size=size)
-        if reward not in ("sparse", "dense"):
-            raise RecipeError(f"data.env.reward is {reward!r}; GridNavi has 'sparse' and 'dense'")
-        if show_goal not in ("never", "episode_start", "start_cell"):
-            raise RecipeError(
-                f"data.env.show_goal is {show_goal!r}; GridNavi has 'never', 'episode_start' and 'start_cell'"
-            )
         super().__init__(num_envs, device)
         self.horizon = self.episode_steps = episode_steps
         self.size, self.reward, self.show_goal = size, reward, show_goal

@@ -14,8 +14,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_hyper.checks import RecipeError
-from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.checks import Copies, RecipeError, checked
+from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.gym_make import Maker
 from lightning_hyper.envs.gym_spaces import choices, describe, observation_shape, shown, to_action, to_observation
 from lightning_hyper.envs.gym_state import can_be_restored, restore, snapshot
@@ -57,10 +57,11 @@ class Gym(BatchedEnv):
     Source: Towers et al. 2024 (arXiv 2407.17032).
     """
 
+    @checked
     def __init__(
         self,
         id: str,  # noqa: A002  gymnasium's own word
-        num_envs: int = 1,
+        num_envs: Copies = 1,
         *,
         arguments: dict[str, Any] | None = None,
         wrappers: Sequence[str | dict[str, Any]] = (),
@@ -69,7 +70,6 @@ class Gym(BatchedEnv):
         render: bool = False,
         device: str = "cpu",
     ) -> None:
-        at_least(1, self, num_envs=num_envs)
         options: dict[str, Any] = {"arguments": arguments, "wrappers": wrappers, "tasks": tasks, "device": device}
         make = Maker(id, arguments or {}, wrappers, render)
         listed = Listed(make, tasks, num_envs) if tasks is not None else None
@@ -157,7 +157,8 @@ class Gym(BatchedEnv):
         if self.vec.render_mode == "rgb_array" or "rgb_array" not in self.vec.metadata.get("render_modes", ()):
             return self
         self.close()
-        return self._made_to_be_seen()
+        seen: BatchedEnv = self._made_to_be_seen()
+        return seen
 
     @cached_property
     def why_not_exact(self) -> str:  # type: ignore[override]

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchrl.data import Categorical
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, RecipeError, checked
 from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.minigrid_batched import BatchedEngine
 from lightning_hyper.envs.minigrid_package import ACTIONS, VIEW, Engine, PackageEngine, describe
@@ -87,15 +87,16 @@ class MiniGrid(BatchedEnv):
     Source: Chevalier-Boisvert et al. 2023 (arXiv 2306.13831), MiniGrid; sets after arXiv 2306.10698.
     """
 
+    @checked
     def __init__(
         self,
-        num_envs: int = 16,
+        num_envs: Count = 16,
         *,
         tasks: str | Sequence[str] = "seven",
         absent: Sequence[str] = (),
         engine: Literal["batched", "minigrid"] = "batched",
-        levels: int = 4096,
-        refresh: int | None = None,
+        levels: Count = 4096,
+        refresh: Count | None = None,
         device: str = "cpu",
     ) -> None:
         if isinstance(tasks, str) and tasks not in SETS:
@@ -114,11 +115,6 @@ class MiniGrid(BatchedEnv):
                 f"data.env.num_envs is {num_envs}, but data.env.tasks lists {len(present)} that are not absent; each "
                 f"needs an environment, so data.env.num_envs must be at least {len(present)}"
             )
-        for key, value in (("levels", levels), ("refresh", refresh)):
-            if value is not None and value < 1:
-                raise RecipeError(f"data.env.{key} is {value}; it must be at least 1")
-        if engine not in ("batched", "minigrid"):
-            raise RecipeError(f"data.env.engine is {engine!r}; it must be 'batched' or 'minigrid'")
         super().__init__(num_envs, device)
         # Levels do not depend on the device.
         self.generator = torch.Generator()

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.checks import Copies, Count, checked
+from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.rendering import film_mujoco
 
 Floats = NDArray[np.float64]
@@ -43,7 +44,7 @@ class MuJoCo(BatchedEnv):
         seconds: simulated time of a frame.
 
     Raises:
-        ValueError: a count out of range.
+        RecipeError: a count out of range.
 
     Source: Todorov et al. 2012 (MuJoCo); Towers et al. 2024 (arXiv 2407.17032), gymnasium's v5 environments.
     """
@@ -56,8 +57,10 @@ class MuJoCo(BatchedEnv):
     noise: ClassVar[float] = 0.1
     normal_velocities: ClassVar[bool] = True
 
-    def __init__(self, num_envs: int = 1, *, episode_steps: int = 1000, threads: int = 1, device: str = "cpu") -> None:
-        at_least(1, self, episode_steps=episode_steps, threads=threads)
+    @checked
+    def __init__(
+        self, num_envs: Copies = 1, *, episode_steps: Count = 1000, threads: Copies = 1, device: str = "cpu"
+    ) -> None:
         super().__init__(num_envs, device)
         # Simulators do not depend on the device.
         self.generator = torch.Generator()

@@ -8,6 +8,7 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hyper.checks import Copies, Count, checked
 from lightning_hyper.envs.mujoco import ASSETS, Floats, MuJoCo
 
 
@@ -161,7 +162,10 @@ class Reacher(MuJoCo):
     xml, frame_skip = "reacher.xml", 2
     readings = ("qpos", "qvel", "xpos")
 
-    def __init__(self, num_envs: int = 1, *, episode_steps: int = 50, threads: int = 1, device: str = "cpu") -> None:
+    @checked
+    def __init__(
+        self, num_envs: Copies = 1, *, episode_steps: Count = 50, threads: Copies = 1, device: str = "cpu"
+    ) -> None:
         super().__init__(num_envs, episode_steps=episode_steps, threads=threads, device=device)
 
     def offset(self) -> Floats:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.checks import Count, checked
+from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.rendering import SIZE
 
 
@@ -28,7 +29,7 @@ class Pendulum(BatchedEnv):
         device: where the tensors live.
 
     Raises:
-        ValueError: a count out of range.
+        RecipeError: a count out of range.
 
     Source: Towers et al. 2024 (arXiv 2407.17032), gymnasium's classic control.
     """
@@ -36,8 +37,8 @@ class Pendulum(BatchedEnv):
     simulates = True
     GRAVITY, SECONDS, TORQUE, SPEED = 10.0, 0.05, 2.0, 8.0
 
-    def __init__(self, num_envs: int = 1, *, episode_steps: int = 200, device: str = "cpu") -> None:
-        at_least(1, self, episode_steps=episode_steps)
+    @checked
+    def __init__(self, num_envs: Count = 1, *, episode_steps: Count = 200, device: str = "cpu") -> None:
         super().__init__(num_envs, device)
         self.horizon, self.seconds = episode_steps, self.SECONDS
         self._angle = torch.zeros(num_envs, 1, device=self.device, dtype=torch.float64)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 
-from lightning_hyper.checks import RecipeError
-from lightning_hyper.envs.base import BatchedEnv, at_least
+from lightning_hyper.checks import Count, RecipeError, checked
+from lightning_hyper.envs.base import BatchedEnv
 
 # What trials count for themselves.
 OWN = ("observation", "is_init", "previous_action", "previous_reward", "step_count", "episode_return")
@@ -45,17 +45,15 @@ class Trials(BatchedEnv):
     (VariBAD) and Beck et al. 2023 (arXiv 2309.14970).
     """
 
+    @checked
     def __init__(
         self,
         env: Callable[[], BatchedEnv],
-        episodes: int = 2,
+        episodes: Count = 2,
         boundary: Literal["first", "last"] = "first",
-        num_envs: int | None = None,
+        num_envs: Count | None = None,
         device: str | None = None,
     ) -> None:
-        at_least(1, self, episodes=episodes)
-        if boundary not in ("first", "last"):
-            raise RecipeError(f"data.env.boundary is {boundary!r}; Trials has 'first' and 'last'")
         given = {"num_envs": num_envs, "device": device}
         # Typed without arguments, so that jsonargparse takes a recipe's for all of its.
         make = cast(Callable[..., BatchedEnv], env)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorSpec
 
-from lightning_hyper.checks import RecipeError, one_of, positive
+from lightning_hyper.checks import Count, Range, RecipeError, Share, checked, require_memory
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.experience.base import Experience
 from lightning_hyper.experience.collection import Collection, Policy
@@ -33,6 +33,10 @@ class Replayed:  # no dataclass: Lightning would copy one at every batch
     def blocks(self) -> Iterator[Minibatch]:
         """The minibatches that are owed, many in a block, as `CompactReplayBuffer.blocks` lays them out."""
         return self._buffer.blocks(self.updates, self.batch_size)
+
+    def frames(self) -> dict[str, Tensor]:
+        """Observations and rewards of all frames that minibatches come from."""
+        return self._buffer.held("observation", "reward")
 
     def prioritize(self, minibatch: Minibatch, error: Tensor) -> None:
         """Tell how large the error of each sample is, `[size]`; it matters where sampling is prioritised."""
@@ -61,35 +65,30 @@ class Replay(Experience[Replayed]):
         options: as in `Experience`.
     """
 
+    @checked
     def __init__(
         self,
         env: Callable[[], BatchedEnv],
         *,
-        steps: int = 1,
-        capacity: int = 1_000_000,
-        batch_size: int = 256,
-        sequence: int = 1,
-        warmup_frames: int = 1_000,
-        updates_per_frame: float = 1.0,
-        n_step: int = 1,
-        prioritized: Sequence[float] | None = None,
+        steps: Count = 1,
+        capacity: Annotated[int, Range(1, 10**9)] = 1_000_000,
+        batch_size: Count = 256,
+        sequence: Count = 1,
+        warmup_frames: Annotated[int, Range(0, 10**9)] = 1_000,
+        updates_per_frame: Annotated[float, Range(0, 1_000, above=True)] = 1.0,
+        n_step: Annotated[int, Range(1, 10_000)] = 1,
+        prioritized: Sequence[Share] | None = None,
         storage: Literal["memory", "memmap"] = "memory",
         **options: Any,
     ) -> None:
         super().__init__(env, **options)
-        sizes = {"steps": steps, "capacity": capacity, "batch_size": batch_size, "sequence": sequence, "n_step": n_step}
-        for key, value in {**sizes, "updates_per_frame": updates_per_frame}.items():
-            positive(f"data.{key}", value)
-        if warmup_frames < 0:
-            raise RecipeError(f"data.warmup_frames is {warmup_frames}; it must not be negative")
         if capacity < batch_size:
             raise RecipeError(f"data.capacity is {capacity}; it must be at least data.batch_size, {batch_size}")
-        if prioritized is not None and (len(prioritized) != 2 or not all(0 <= x <= 1 for x in prioritized)):
+        if prioritized is not None and len(prioritized) != 2:
             raise RecipeError(f"data.prioritized is {list(prioritized)}; it must be [alpha, beta], both in [0, 1]")
         if sequence > 1 and (n_step > 1 or prioritized is not None):
             other = "data.prioritized" if n_step == 1 else f"data.n_step {n_step}"
             raise RecipeError(f"data.sequence is {sequence}; windows do not go with {other}, leave one of the two out")
-        one_of("data.storage", storage, Literal["memory", "memmap"])
         self._steps, self.capacity, self.batch_size, self.sequence = steps, capacity, batch_size, sequence
         self.warmup_frames, self.updates_per_frame, self.n_step = warmup_frames, updates_per_frame, n_step
         self.prioritized = None if prioritized is None else (prioritized[0], prioritized[1])
@@ -105,6 +104,9 @@ class Replay(Experience[Replayed]):
         self._require_sizes(policy, budget)
         self._actor = WarmUp(policy, self.env.action_spec)
         self.collection = Collection(self.env, self._actor, self._steps, keep_states=policy.state_features > 0)
+        # Twice: of each frame, what is shown before and after.
+        batch = 2 * self.env.batch_size.numel() * self._steps
+        require_memory("data.env.num_envs times data.steps", batch * self.env.frame_bytes)
         memmap = None
         if self.storage == "memmap":
             if folder is None:
@@ -176,7 +178,7 @@ class Replay(Experience[Replayed]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.frames = state.get("frames", 0)
+        self.frames = state["frames"]
 
     def save_buffer(self, folder: Path) -> bool:
         if self.collection is None:
@@ -186,7 +188,7 @@ class Replay(Experience[Replayed]):
         return True
 
     def load_buffer(self, folder: Path) -> None:
-        self.buffer.load(folder)
+        self.buffer.load(folder, self.frames // self.ranks)
 
 
 class WarmUp:

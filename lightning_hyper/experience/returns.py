@@ -33,6 +33,7 @@ def episode_metrics(
         nothing where nothing ended on any rank.
     """
     done = after["done"]
+    names = metric_names(prefix, tasks if task is not None else (), 0 if by_episode is None else by_episode.shape[-1])
     total, frames = after["episode_return"][done].double(), after["step_count"][done].double()
     sums: list[Tensor] = [total.sum(), frames.sum(), done.sum().double()]
     if tasks and task is not None:
@@ -44,10 +45,20 @@ def episode_metrics(
     ended: Any = sum_over_ranks(torch.stack(sums)).cpu()
     if not ended[2]:
         return {}
-    means = {f"{prefix}/return": ended[0] / ended[2], f"{prefix}/episode_length": ended[1] / ended[2]}
-    rest = ended[3:]
+    means, rest = [ended[0] / ended[2], ended[1] / ended[2]], ended[3:]
     if tasks and task is not None:
         by_task, counts, rest = rest[: len(tasks)], rest[len(tasks) : 2 * len(tasks)], rest[2 * len(tasks) :]
-        means |= {f"{prefix}/return/{name}": by_task[k] / counts[k] for k, name in enumerate(tasks) if counts[k]}
-    means |= {f"{prefix}/episode_{k + 1}": value / ended[2] for k, value in enumerate(rest)}
-    return means
+        means += list(by_task / counts)  # NaN where no episode of a task has ended
+    means += list(rest / ended[2])
+    return {name: mean for name, mean in zip(names, means, strict=True) if not mean.isnan()}
+
+
+def metric_names(prefix: str, tasks: Sequence[str] = (), episodes: int = 0) -> list[str]:
+    """Names of the metrics that `episode_metrics` can give, with so many episodes of a trial, 0 outside of trials."""
+    by_task = [f"{prefix}/return/{name}" for name in tasks]
+    return [
+        f"{prefix}/return",
+        f"{prefix}/episode_length",
+        *by_task,
+        *(f"{prefix}/episode_{k + 1}" for k in range(episodes)),
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensordict import TensorDict
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, RecipeError, checked, require_memory
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.envs.gym import NO_LIMIT
 from lightning_hyper.experience.base import Experience
@@ -24,10 +24,9 @@ class Rollouts(Experience[TensorDict]):
         options: as in `Experience`.
     """
 
-    def __init__(self, env: Callable[[], BatchedEnv], *, steps: int | None = 128, **options: Any) -> None:
+    @checked
+    def __init__(self, env: Callable[[], BatchedEnv], *, steps: Count | None = 128, **options: Any) -> None:
         super().__init__(env, **options)
-        if steps is not None and steps < 1:
-            raise RecipeError(f"data.steps is {steps}; it must be at least 1")
         self._steps = steps
 
     @property
@@ -38,6 +37,8 @@ class Rollouts(Experience[TensorDict]):
     def begin(self, policy: Any, *, folder: Path | None = None, budget: int | None = None) -> None:
         if self._steps is None and self.env.horizon >= NO_LIMIT:
             raise RecipeError("data.steps is null, but data.env has no limit of frames; give a number, such as 128")
+        batch = self.env.batch_size.numel() * self.steps
+        require_memory("data.env.num_envs times data.steps", 2 * batch * self.env.frame_bytes)
         keep = getattr(policy, "keep_states", False)
         self.collection = Collection(self.env, policy, self.steps, value=policy.value_of, keep_states=keep)
 

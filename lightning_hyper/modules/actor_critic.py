@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, at
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.conditioned import ConditionalFactory, ConditionedPolicy, State, uses_context
 from lightning_hyper.modules.context import Contexts, Window
@@ -50,11 +50,15 @@ class ActorCritic(ConditionedPolicy):
         if decision is not None:
             if self.context is None:
                 raise RecipeError("model.decision is given without model.context; a decision layer is f(x | context)")
-            self.decision = decision(features, context, features)
+            with at("model.decision"):
+                self.decision = decision(features, context, features)
             if not uses_context(self.decision):
                 name = type(self.decision).__name__
                 raise RecipeError(f"model.decision: {name} as it is set ignores its context; take Concat or Hyper")
-        self.actor, self.critic = actor(features, context, spaces.actions), critic(features, context, 1)
+        with at("model.actor"):
+            self.actor = actor(features, context, spaces.actions)
+        with at("model.critic"):
+            self.critic = critic(features, context, 1)
         if self.context is not None and not any(
             network is not None and uses_context(network) for network in (self.decision, self.actor, self.critic)
         ):

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, at
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import FEATURES, ContextFactories, Contexts, Role, Window
 from lightning_hyper.modules.joined_context import make_context
@@ -60,13 +60,15 @@ class ConditionedPolicy(TensorDictModuleBase):
         super().__init__()
         self.observation = ObservationEncoder(spaces, encoder, normalize=normalize_observation)
         self.features = self.observation.out_features
-        self.context = make_context(context, spaces, self.features)
+        with at("model.context"):
+            self.context = make_context(context, spaces, self.features)
         self.context_features = self.context.out_features if self.context is not None else 0
         self.embedding: nn.Module | None = None
         if embedding is not None:
             if self.context is None:
                 raise RecipeError("model.embedding is given without model.context; there is nothing to embed")
-            self.embedding = embedding((self.context_features,))
+            with at("model.embedding"):
+                self.embedding = embedding((self.context_features,))
             self.context_features = features_of(self.embedding, (self.context_features,))
         keys = [*self.observation.in_keys, *(self.context.in_keys if self.context is not None else ())]
         self.window_keys = list(dict.fromkeys(keys))

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Width, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.nn import grouped
 
@@ -118,10 +118,9 @@ class ConstantContext(ContextSource):
 
     in_keys = ("is_init",)
 
-    def __init__(self, spaces: Spaces, features: int, *, size: int = 5) -> None:
+    @checked
+    def __init__(self, spaces: Spaces, features: int, *, size: Width = 5) -> None:
         super().__init__()
-        if size < 1:
-            raise RecipeError(f"model.context.size is {size}; it must be at least 1")
         self.numbers = nn.Parameter(torch.rand(1, size))
         self.out_features = size
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError, one_of
+from lightning_hyper.checks import RecipeError, at, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.conditioned import ConditionalFactory, uses_context
 from lightning_hyper.modules.context import Contexts, Window
@@ -43,6 +43,7 @@ class TwinCritic(nn.Module):
     Source: arXiv 2106.06842 (Sarafian et al. 2021), sections 3 and 4.
     """
 
+    @checked
     def __init__(
         self,
         spaces: Spaces,
@@ -64,7 +65,8 @@ class TwinCritic(nn.Module):
         self.constant = nn.Parameter(torch.rand(CONSTANT_FEATURES)) if "constant" in self.context else None
         self.first: Any  # a network f(x | c) of whatever class
         self.second: Any
-        self.first, self.second = (network(sum(sizes[part] for part in self.inputs), features, 1) for _ in range(2))
+        with at("model.critic"):
+            self.first, self.second = (network(sum(sizes[part] for part in self.inputs), features, 1) for _ in range(2))
         name, told = type(self.first).__name__, ", ".join(self.context)
         if self.context and not uses_context(self.first):
             raise RecipeError(
@@ -113,8 +115,6 @@ class TwinCritic(nn.Module):
 
 def _parts(context: Sequence[Part], has_task: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is the context, and what is left as input."""
-    for part in context:
-        one_of("model.critic_context", part, Part)
     if len(set(context)) < len(context):
         raise RecipeError(f"model.critic_context is {list(context)}; name each part once")
     if "task" in context and not has_task:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, at
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import (
     ContextFactories,
@@ -33,8 +33,11 @@ class JoinedContext(ContextSource):
     def __init__(self, spaces: Spaces, features: int, *, parts: Sequence[ContextFactory]) -> None:
         super().__init__()
         if not parts:
-            raise RecipeError("model.context.parts is empty; name one source or more")
-        self.parts = nn.ModuleList(part(spaces, features) for part in parts)
+            raise RecipeError("model.context is an empty list; name one source or more")
+        self.parts = nn.ModuleList()
+        for k, part in enumerate(parts):
+            with at(str(k)):
+                self.parts.append(part(spaces, features))
         self.out_features = sum(part.out_features for part in self.sources)
         self.state_features = sum(part.state_features for part in self.sources)
         self.in_keys = list(dict.fromkeys(key for part in self.sources for key in part.in_keys))

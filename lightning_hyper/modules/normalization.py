@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from lightning_hyper.checks import Positive, checked
+
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum over all ranks, in place; the value itself without a process group."""
@@ -56,7 +58,8 @@ class RunningNorm(_Moments):
     `forward([..., features]) -> [..., features]`.
     """
 
-    def __init__(self, features: int, *, epsilon: float = 1e-8) -> None:
+    @checked
+    def __init__(self, features: int, *, epsilon: Positive = 1e-8) -> None:
         super().__init__(features)
         self.epsilon = epsilon
 
@@ -85,7 +88,8 @@ class ReturnScale(_Moments):
     Source: the reward normalisation of the PPO reference code (`VecNormalize`); arXiv 2309.14970's code uses it.
     """
 
-    def __init__(self, gamma: float, *, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+    @checked
+    def __init__(self, gamma: float, *, clip: Positive = 10.0, epsilon: Positive = 1e-8) -> None:
         super().__init__(1)
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self._running: Tensor | None = None

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, at
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import Window
 from lightning_hyper.modules.normalization import NoNorm, RunningNorm
@@ -48,7 +48,8 @@ class ObservationEncoder(nn.Module):
                 f"data.env shows images {spaces.observation}, which {missing if encoder is None else fault}"
             )
         self.norm = RunningNorm(shape[0]) if normalize else NoNorm()
-        self.encoder = nn.Identity() if encoder is None else encoder(shape)
+        with at("model.encoder"):
+            self.encoder = nn.Identity() if encoder is None else encoder(shape)
         features = math.prod(shape) if encoder is None else features_of(self.encoder, shape)
         self.out_features = features + (self.trials and self.is_image)
 

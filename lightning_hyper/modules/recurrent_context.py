@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Range, RecipeError, Width, at, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import FEATURES, Contexts, ContextSource, Role, Window
 from lightning_hyper.nn import GRU, SequenceEncoder, VectorEncoder
+
+Embedding = Annotated[int, Range(0, 16_384)]
 
 
 class RecurrentContext(ContextSource):
@@ -33,16 +35,17 @@ class RecurrentContext(ContextSource):
     Source: arXiv 2309.14970, the skeleton shared by all its methods.
     """
 
+    @checked
     def __init__(
         self,
         spaces: Spaces,
         features: int,
         *,
         encoder: Callable[[int], SequenceEncoder] = GRU,
-        code: int | None = None,
-        observation_embedding: int = 32,
-        action_embedding: int = 8,
-        reward_embedding: int = 8,
+        code: Width | None = None,
+        observation_embedding: Embedding = 32,
+        action_embedding: Embedding = 8,
+        reward_embedding: Embedding = 8,
         first_step: Literal["observation", "zero"] = "observation",
         encoded: bool | None = None,
     ) -> None:
@@ -66,7 +69,8 @@ class RecurrentContext(ContextSource):
             raise RecipeError("model.context: every embedding is 0, so the encoder would see nothing; give one a width")
         self.in_keys = ["is_init", "observation", "previous_action", "previous_reward"]
         self.in_keys += ["episode_done"] if spaces.trials else []
-        self.encoder = encoder(sum(width for _, width in inputs.values()))
+        with at("encoder"):
+            self.encoder = encoder(sum(width for _, width in inputs.values()))
         self.state_features = self.encoder.state_features
         self.out_features = self.encoder.out_features
         self.code: nn.Module = nn.Identity()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, RecipeError, Width, at, checked
 from lightning_hyper.modules.conditioned import ConditionalFactory
 
 CHUNK = 4096  # observations encoded at a time where no gradient is kept
@@ -55,21 +55,20 @@ class Retriever(nn.Module, ABC):
 
     shares_decision = False
 
+    @checked
     def __init__(
         self,
         features: int,
         context_features: int,
         *,
         projection: ConditionalFactory | None = None,
-        subset: int | None = 15,
+        subset: Count | None = 15,
         tasks: Literal["all", "own"] = "all",
-        refresh: int | None = None,
+        refresh: Count | None = None,
     ) -> None:
         super().__init__()
-        for key, value in (("subset", subset), ("refresh", refresh)):
-            if value is not None and value < 1:
-                raise RecipeError(f"model.retriever.{key} is {value}; it must be at least 1, or null")
-        self.projection = projection(features, context_features, features) if projection is not None else None
+        with at("projection"):
+            self.projection = projection(features, context_features, features) if projection is not None else None
         self.subset, self.tasks, self.refresh = subset, tasks, refresh
 
     @abstractmethod
@@ -148,12 +147,13 @@ class AttentionRetriever(Retriever):
 
     shares_decision = True
 
+    @checked
     def __init__(
-        self, features: int, context_features: int, *, heads: int = 1, scaled: bool = False, **options: Any
+        self, features: int, context_features: int, *, heads: Width = 1, scaled: bool = False, **options: Any
     ) -> None:
         super().__init__(features, context_features, **options)
-        if heads < 1 or features % heads:
-            raise RecipeError(f"model.retriever.heads is {heads}; it must divide the encoder's {features} features")
+        if features % heads:
+            raise RecipeError(f"heads is {heads}; it must divide the encoder's {features} features")
         self.heads, self.scale = heads, (features / heads) ** -0.5 if scaled else 1.0
 
     def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
@@ -179,18 +179,17 @@ class NearestRetriever(Retriever):
 
     DELTA = 1e-3
 
+    @checked
     def __init__(
         self,
         features: int,
         context_features: int,
         *,
-        k: int = 20,
+        k: Count = 20,
         kernel: Literal["cosine", "inverse_distance"] = "cosine",
         **options: Any,
     ) -> None:
         super().__init__(features, context_features, **options)
-        if k < 1:
-            raise RecipeError(f"model.retriever.k is {k}; it must be at least 1")
         self.k, self.kernel = k, kernel
 
     def weigh(self, query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, Width, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules.context import Contexts, ContextSource, Role, Window
 from lightning_hyper.modules.normalization import NoNorm, RunningNorm
 from lightning_hyper.modules.text import embed_missions
 from lightning_hyper.nn import VectorEncoder
+from lightning_hyper.nn.init import Scheme
 
 
 class TaskContext(ContextSource):
@@ -93,15 +94,16 @@ class OneHotContext(IndexedContext):
 
     key = "task"
 
+    @checked
     def __init__(
         self,
         spaces: Spaces,
         features: int,
         *,
-        hidden: Sequence[int] = (),
-        outputs: int | None = None,
+        hidden: Sequence[Width] = (),
+        outputs: Width | None = None,
         role: bool = False,
-        init: str = "default",
+        init: Scheme = "default",
     ) -> None:
         super().__init__(spaces)
         self.tasks, self.has_roles = len(spaces.tasks), role
@@ -129,16 +131,17 @@ class TextContext(IndexedContext):
     key = "mission"
     embeddings: Tensor
 
+    @checked
     def __init__(
         self,
         spaces: Spaces,
         features: int,
         *,
         encoder: str = "all-MiniLM-L6-v2",
-        hidden: Sequence[int] = (),
-        outputs: int | None = 64,
+        hidden: Sequence[Width] = (),
+        outputs: Width | None = 64,
         role: bool = False,
-        init: str = "default",
+        init: Scheme = "default",
     ) -> None:
         super().__init__(spaces)
         self.has_roles = role

@@ -15,10 +15,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError, one_of, positive
+from lightning_hyper.checks import Positive, RecipeError, Width, at, checked
+from lightning_hyper.nn.activations import Activation
 from lightning_hyper.nn.activations import activation as make_activation
 from lightning_hyper.nn.hypernetwork import Contraction, GeneratedLinear
-from lightning_hyper.nn.init import HYPERINIT, Layer, base_scheme, initialize, own_gain
+from lightning_hyper.nn.init import HYPERINIT, HyperScheme, Layer, Scheme, base_scheme, initialize, own_gain
 from lightning_hyper.nn.trunks import Trunk, plain_linear
 
 TrunkFactory = Callable[[int], Trunk]
@@ -59,31 +60,31 @@ class Conditional(nn.Module, ABC):
     shares_work: bool = True
     needs_context: str = ""  # where a class makes no sense without a context: what it does with it
 
+    @checked
     def __init__(
         self,
         in_features: int,
         context_features: int,
         out_features: int,
         *,
-        hidden: Sequence[int] = (64,),
-        activation: str = "tanh",
+        hidden: Sequence[Width] = (64,),
+        activation: Activation = "tanh",
         trunk: TrunkFactory | None = None,
-        hidden_init: str = "default",
-        hidden_gain: float | None = None,
-        out_init: str = "default",
-        out_gain: float = 1.0,
+        hidden_init: Scheme = "default",
+        hidden_gain: Positive | None = None,
+        out_init: Scheme = "default",
+        out_gain: Positive = 1.0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        positive("hidden", hidden)
-        base_scheme(hidden_init), base_scheme(out_init)
         if context_features == 0:
             if self.needs_context:
                 raise RecipeError(f"{name} {self.needs_context} a context, and there is none: name model.context")
             self.uses_context = False
         self.in_features, self.context_features, self.out_features = in_features, context_features, out_features
         self.hidden, self.activation, self.activation_name = tuple(hidden), make_activation(activation), activation
-        self.trunk = trunk(context_features) if trunk is not None and context_features else None
+        with at("trunk"):
+            self.trunk = trunk(context_features) if trunk is not None and context_features else None
         self.z_features = self.trunk.out_features if self.trunk is not None else context_features
         self.hidden_init, self.hidden_gain = hidden_init, hidden_gain
         self.out_init, self.out_gain = out_init, out_gain
@@ -214,6 +215,7 @@ class FiLM(Conditional):
 
     needs_context = "scales and shifts its units by"
 
+    @checked
     def __init__(
         self, in_features: int, context_features: int, out_features: int, *, film_output: bool = True, **options: Any
     ) -> None:
@@ -263,13 +265,14 @@ class Hyper(Conditional):
 
     needs_context = "generates weights from"
 
+    @checked
     def __init__(
         self,
         in_features: int,
         context_features: int,
         out_features: int,
         *,
-        init: str = "bias_hyperinit",
+        init: HyperScheme = "bias_hyperinit",
         gain: bool = False,
         generated: Literal["all"] | Sequence[bool] = "all",
         contraction: Contraction = "auto",
@@ -287,8 +290,6 @@ class Hyper(Conditional):
             raise RecipeError(
                 f"generated is {self.generated!r}; it must be 'all' or {count} of true and false, one per layer"
             )
-        for quirk in self.quirks:
-            one_of("quirks", quirk, Quirk)
         if self.quirks and (self.init not in HYPERINIT or not mask[-1]):
             raise RecipeError(
                 f"quirks are those of a generated output layer with init one of {', '.join(HYPERINIT)}; leave them out"

@@ -12,7 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.checks import Positive, RecipeError, Width, checked
+from lightning_hyper.nn.activations import Activation
+from lightning_hyper.nn.init import Scheme
 from lightning_hyper.nn.trunks import dense_layers
 
 
@@ -30,21 +32,21 @@ class VectorEncoder(nn.Module):
         RecipeError: a shape that is no vector's, a width that is not positive, an unknown activation or scheme.
     """
 
+    @checked
     def __init__(
         self,
         shape: int | Sequence[int],
         *,
-        widths: Sequence[int] = (32,),
-        activation: str = "tanh",
-        init: str = "default",
-        gain: float | None = None,
+        widths: Sequence[Width] = (32,),
+        activation: Activation = "tanh",
+        init: Scheme = "default",
+        gain: Positive | None = None,
     ) -> None:
         super().__init__()
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         if len(sizes) != 1:
             raise RecipeError(
-                f"model.encoder: observations are {sizes}; VectorEncoder takes vectors, GridEncoder grids of "
-                "codes, ConvEncoder images"
+                f"observations are {sizes}; VectorEncoder takes vectors, GridEncoder grids of codes, ConvEncoder images"
             )
         self.layers, self.out_features = dense_layers(sizes[0], widths, activation, init, gain)
 
@@ -69,15 +71,16 @@ class GridEncoder(nn.Module):
     Source: arXiv 2306.10698's code, after Willems' rl-starter-files.
     """
 
-    def __init__(self, shape: Sequence[int], *, channels: Sequence[int] = (16, 32, 64)) -> None:
+    @checked
+    def __init__(self, shape: Sequence[int], *, channels: Sequence[Width] = (16, 32, 64)) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[:2]) < 5:
             raise RecipeError(
-                f"model.encoder: observations are {tuple(shape)}; GridEncoder takes grids (width, height, codes) of at "
+                f"observations are {tuple(shape)}; GridEncoder takes grids (width, height, codes) of at "
                 "least 5x5 cells, such as MiniGrid's"
             )
-        if len(channels) != 3 or min(channels) < 1:
-            raise RecipeError(f"model.encoder.channels is {list(channels)}; it must be three positive numbers")
+        if len(channels) != 3:
+            raise RecipeError(f"channels is {list(channels)}; it must be three numbers")
         self.shape = tuple(shape)
         first, second, third = channels
         self.layers = nn.Sequential(
@@ -113,15 +116,15 @@ class ConvEncoder(nn.Module):
     Source: Mnih et al. 2015 (their 84x84 images give 3,136 numbers to the dense layer).
     """
 
-    def __init__(self, shape: Sequence[int], *, features: int = 512) -> None:
+    @checked
+    def __init__(self, shape: Sequence[int], *, features: Width = 512) -> None:
         super().__init__()
-        positive("model.encoder.features", features)
         self.shape, self.out_features = tuple(shape), features
         self.channels_last = self.shape[-1:] in ((1,), (3,), (4,))
         sides = shape[:2] if self.channels_last else shape[1:]
         if len(shape) != 3 or min(sides) < 36:
             raise RecipeError(
-                f"model.encoder: observations are {tuple(shape)}; ConvEncoder takes images of at least 36x36, height x "
+                f"observations are {tuple(shape)}; ConvEncoder takes images of at least 36x36, height x "
                 "width x channels or channels x height x width"
             )
         channels = (shape[-1] if self.channels_last else shape[0], 32, 64, 64)

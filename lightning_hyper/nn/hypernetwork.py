@@ -7,7 +7,7 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hyper.checks import one_of
+from lightning_hyper.checks import checked
 
 Contraction = Literal["auto", "materialise", "outer", "inner"]
 
@@ -33,6 +33,7 @@ class GeneratedLinear(nn.Module):
     Source: the linear heads of arXiv 2309.14970 and 2106.06842; the orders are ours.
     """
 
+    @checked
     def __init__(
         self,
         z_features: int,
@@ -43,7 +44,6 @@ class GeneratedLinear(nn.Module):
         contraction: Contraction = "auto",
     ) -> None:
         super().__init__()
-        one_of("contraction", contraction, Contraction)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Linear(z_features, out_features * in_features)
         self.bias = nn.Linear(z_features, out_features)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import one_of
+from lightning_hyper.checks import OneOf
 from lightning_hyper.nn.activations import GAINS
 
 # --- Base schemes ---------------------------------------------------------------------------------------------------
@@ -59,15 +60,11 @@ BASE: dict[str, Base] = {
     "kaiming": kaiming,
     "xavier": xavier,
 }
+Scheme = Annotated[str, OneOf(BASE)]
 
 
 def base_scheme(name: str) -> Base:
-    """A base scheme by name.
-
-    Raises:
-        RecipeError: the name is unknown.
-    """
-    one_of("initialisation", name, BASE)
+    """A base scheme by its name in `BASE`."""
     return BASE[name]
 
 
@@ -183,6 +180,7 @@ HYPER: dict[str, Callable[[Layer], None]] = {
     "sarafian": sarafian,
     **{name: _plain_heads(scheme) for name, scheme in BASE.items()},
 }
+HyperScheme = Annotated[str, OneOf(HYPER)]
 
 
 @torch.no_grad()
@@ -191,10 +189,10 @@ def initialize(name: str, layer: Layer) -> None:
 
     Heads of the gain start at zero (a gain of one) unless the scheme says otherwise.
 
-    Raises:
-        RecipeError: the name is unknown.
+    Args:
+        name: one of `HYPER`.
+        layer: is filled.
     """
-    one_of("init", name, HYPER)
     if layer.gain is not None:
         layer.gain.weight.zero_()
         layer.gain.bias.zero_()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_hyper.checks import positive
+from lightning_hyper.checks import Layers, Width, checked
 from lightning_hyper.nn.sequence import SequenceEncoder
 
 
@@ -20,10 +20,9 @@ class _Recurrent(SequenceEncoder):
     kind: type[nn.GRU] | type[nn.LSTM]
     parts: int  # tensors in the layer's own state
 
-    def __init__(self, in_features: int, *, hidden: int = 64, layers: int = 1) -> None:
+    @checked
+    def __init__(self, in_features: int, *, hidden: Width = 64, layers: Layers = 1) -> None:
         super().__init__()
-        positive("encoder.hidden", hidden)
-        positive("encoder.layers", layers)
         self.rnn = self.kind(in_features, hidden, layers)
         for name, parameter in self.rnn.named_parameters():
             if "weight" in name:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_hyper.checks import RecipeError, positive
+from lightning_hyper.checks import Count, Layers, RecipeError, Width, checked
 from lightning_hyper.nn.sequence import SequenceEncoder
 
 
@@ -33,13 +33,13 @@ class Transformer(SequenceEncoder):
     Source: Vaswani et al. 2017, in pre-norm form; rotary positions of Su et al. 2021.
     """
 
-    def __init__(self, in_features: int, *, width: int = 64, layers: int = 2, heads: int = 4, memory: int = 64) -> None:
+    @checked
+    def __init__(
+        self, in_features: int, *, width: Width = 64, layers: Layers = 2, heads: Width = 4, memory: Count = 64
+    ) -> None:
         super().__init__()
-        positive("encoder.layers", layers)
-        positive("encoder.heads", heads)
-        positive("encoder.memory", memory)
-        if width < 1 or width % (2 * heads):
-            raise RecipeError(f"encoder.width is {width}; it must be a multiple of 2 * heads = {2 * heads}")
+        if width % (2 * heads):
+            raise RecipeError(f"width is {width}; it must be a multiple of 2 * heads = {2 * heads}")
         self.embed = nn.Linear(in_features, width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_hyper.checks import one_of, positive
+from lightning_hyper.checks import Positive, Range, Width, checked
+from lightning_hyper.nn.activations import Activation
 from lightning_hyper.nn.activations import activation as make_activation
-from lightning_hyper.nn.init import base_scheme, own_gain
+from lightning_hyper.nn.init import Scheme, base_scheme, own_gain
 
 Scale = Literal["td3", "sac"]
 
@@ -33,14 +34,15 @@ class MLPTrunk(Trunk):
         gain: gain of the layers; null for 1 with `default`, and otherwise for that of the activation.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
         *,
-        widths: Sequence[int] = (25,),
-        activation: str = "tanh",
-        init: str = "default",
-        gain: float | None = None,
+        widths: Sequence[Width] = (25,),
+        activation: Activation = "tanh",
+        init: Scheme = "default",
+        gain: Positive | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.out_features = dense_layers(in_features, widths, activation, init, gain)
@@ -64,18 +66,17 @@ class ResidualTrunk(Trunk):
     Source: ICML 2021 (arXiv 2106.06842), official TD3 and SAC code.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
         *,
-        widths: Sequence[int] = (256, 512, 1024),
-        blocks: int = 2,
-        features: int | None = None,
+        widths: Sequence[Width] = (256, 512, 1024),
+        blocks: Annotated[int, Range(0, 100)] = 2,
+        features: Width | None = None,
         scale: Scale = "td3",
     ) -> None:
         super().__init__()
-        positive("trunk.widths", widths)
-        one_of("trunk.scale", scale, Scale)
         stages: list[nn.Module] = []
         for width in widths:
             stages += [nn.Linear(in_features, width), *(_Residual(width) for _ in range(blocks))]
@@ -109,12 +110,7 @@ class _Residual(nn.Module):
 def dense_layers(
     in_features: int, widths: Sequence[int], activation: str, init: str, gain: float | None
 ) -> tuple[nn.Sequential, int]:
-    """Linear layers with an activation after each, and the features that come out.
-
-    Raises:
-        RecipeError: a width that is not positive, an unknown activation or scheme.
-    """
-    positive("widths", widths)
+    """Linear layers with an activation after each, and the features that come out."""
     layers: list[nn.Module] = []
     for width in widths:
         after = make_activation(activation)

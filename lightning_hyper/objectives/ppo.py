@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import NonNegative, PositiveShare, checked
 
 
 class PPOLoss(nn.Module):
@@ -30,18 +30,17 @@ class PPOLoss(nn.Module):
         Retrieved values: arXiv 2306.10698's code.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        clip: float = 0.2,
-        entropy: float = 0.0,
-        value: float = 1.0,
+        clip: PositiveShare = 0.2,
+        entropy: NonNegative = 0.0,
+        value: NonNegative = 1.0,
         value_loss: Literal["mse", "huber"] = "mse",
         clip_value: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 < clip < 1:
-            raise RecipeError(f"model.loss.clip is {clip}; it must lie between 0 and 1")
         self.clip, self.entropy, self.value = clip, entropy, value
         self.value_loss, self.clip_value = value_loss, clip_value
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Positive, Share, checked
 
 
 class Alpha(ABC):
@@ -32,8 +32,9 @@ class DynamicAlpha(Alpha):
     Source: arXiv 2306.10698.
     """
 
-    def __init__(self, *, floor: float = 0.1) -> None:
-        self.floor = _share("floor", floor)
+    @checked
+    def __init__(self, *, floor: Share = 0.1) -> None:
+        self.floor = floor
 
     def __call__(self, confidence: Tensor, progress: float) -> Tensor:
         return confidence.clamp(min=self.floor)
@@ -46,8 +47,9 @@ class FixedAlpha(Alpha):
         value: alpha.
     """
 
-    def __init__(self, *, value: float = 0.1) -> None:
-        self.value = _share("value", value)
+    @checked
+    def __init__(self, *, value: Share = 0.1) -> None:
+        self.value = value
 
     def __call__(self, confidence: Tensor, progress: float) -> Tensor:
         return torch.full_like(confidence, self.value)
@@ -63,16 +65,9 @@ class DecayingAlpha(Alpha):
     Source: with begin 1 and power 2, an earlier form of arXiv 2306.10698's code.
     """
 
-    def __init__(self, *, begin: float = 1.0, power: float = 2.0) -> None:
-        self.begin, self.power = _share("begin", begin), power
-        if power <= 0:
-            raise RecipeError(f"model.alpha.power is {power}; it must be positive")
+    @checked
+    def __init__(self, *, begin: Share = 1.0, power: Positive = 2.0) -> None:
+        self.begin, self.power = begin, power
 
     def __call__(self, confidence: Tensor, progress: float) -> Tensor:
         return torch.full_like(confidence, self.begin * (1 - progress) ** self.power)
-
-
-def _share(key: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise RecipeError(f"model.alpha.{key} is {value}; it must lie in [0, 1]")
-    return value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hyper.folder import Root, RunFolder
-from lightning_hyper.recipes import override, stem
+from lightning_hyper.recipes import override, short, stem
 
 
 class SweepError(ValueError):
@@ -94,7 +94,7 @@ def plan(
     for seed, (recipe, content), varied in itertools.product(seeds, recipes.items(), combinations):
         variant = _variant(varied)
         slug = re.sub(r"[^\w.=+-]+", "-", variant).strip("-")
-        name = "-".join(filter(None, [stem([recipe]), slug, f"seed{seed}"]))
+        name = f"{short('-'.join(filter(None, [stem([recipe]), slug])))}-seed{seed}"
         if name in jobs:
             both = f"{jobs[name].recipe} and {recipe}" if jobs[name].recipe != recipe else f"two variants of {recipe}"
             raise SweepError(f"-c/--vary: {both} would share the run name {name}; sweep them in two experiments")
