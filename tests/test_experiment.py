@@ -46,26 +46,26 @@ def resolved(tiny, capfd):
     [
         (["--model.minibatches", "5"], "model.minibatches is 5"),
         (["--model.epochs", "0"], "model.epochs is 0"),
-        (["--data.env.env.size", "2"], "data.env.size is 2"),
+        (["--data.env.env.size", "2"], "data.env.env.size is 2"),
         (["--data.evaluate_every", "0"], "data.evaluate_every is 0"),
         (["--checkpoint.every", "0"], "checkpoint.every is 0"),
         (["--frames", "0"], "frames is 0"),
-        (["--model.actor.init", "magic"], "init is 'magic'"),
+        (["--model.actor.init", "magic"], "model.actor.init is 'magic'"),
         (["--trainer.precision", "16-mixed"], "trainer.precision is '16-mixed'"),
         (["--ckpt_path", "last"], "ckpt_path: there is no last.ckpt of a run 'tiny-seed0' in runs/tiny"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: there is no file nowhere.ckpt"),
         (["--ckpt_path"], "--ckpt_path: expected one argument"),
         (["--model.hiden", "5"], "model.hiden: PPO takes no such argument"),
-        (["--model.epochs", "many"], "model.epochs is 'many'; it must be int"),
+        (["--model.epochs", "many"], "model.epochs is 'many'; it must be a whole number"),
         (["--model.actor", "Hypr"], "model.actor: there is no class 'Hypr'; did you mean Hyper?"),
         (["--model", "PPOO"], "model: there is no class 'PPOO'; did you mean PPO?"),
-        (["--data.env.env.num_envs", "x"], "data.env.env.num_envs is 'x'; it must be int"),
-        (["--trainer.foo", "5"], "trainer.foo: trainer takes no such argument"),
-        (["--trainer.callbacks+=Gone"], "error: trainer.callbacks: there is no class 'Gone'"),
-        (["--trainer.devices", "many"], "trainer: `devices` selected with"),
-        (["--data.eval_mode", "best"], "data.eval_mode is 'best'; it must be one of 'deterministic', 'sampled'"),
-        (["--model", "null"], "error: a recipe needs model"),
-        (["--model", "5"], "error: model must name a class, a kind of Algorithm"),
+        (["--data.env.env.num_envs", "x"], "data.env.env.num_envs is 'x'; it must be a whole number"),
+        (["--trainer.foo", "5"], "trainer.foo: Trainer takes no such argument"),
+        (["--trainer.callbacks+=Gone"], "error: trainer.callbacks.0: there is no class 'Gone'"),
+        (["--trainer.devices", "many"], "trainer.devices is 'many': `devices` selected with"),
+        (["--data.eval_mode", "best"], "data.eval_mode is 'best'; it must be one of deterministic, sampled"),
+        (["--model", "null"], "error: model is null; it must name a class, a kind of Algorithm"),
+        (["--model", "5"], "error: model is 5; it must name a class, a kind of Algorithm"),
         (["--framez", "5"], "--framez: a recipe has no key 'framez'; did you mean --frames?"),
         (["--seed_everything", "3"], "--seed_everything: a recipe has no key 'seed_everything'"),
     ],
@@ -231,7 +231,7 @@ def test_a_checkpoints_recipe_imports_nothing_foreign(tiny, mine, capfd):
     with pytest.raises(RecipeError, match=f"names {mine}.Mine"):
         instantiate_model(model)
     assert mine not in sys.modules
-    assert isinstance(instantiate_model(model, allow=[mine]), PPO)
+    assert isinstance(instantiate_model(model, trust=[mine]), PPO)
     assert tiny("validate", "--ckpt_path", last, "--model.actor", f"{mine}.Mine") == 0
 
 
@@ -291,8 +291,8 @@ def test_several_layers_make_one_run_named_after_them(tiny, tmp_path):
 
 def test_checkpoint_of_another_recipe_names_what_differs(tiny, capfd):
     assert tiny("fit", "--run", "a", "--frames", "320") == 0
-    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.lr", "0.5") == 2
-    assert "model.init_args.lr: 0.001 there, 0.5 here" in capfd.readouterr().err
+    assert tiny("fit", "--run", "a", "--ckpt_path", "last", "--model.gamma", "0.5") == 2
+    assert "model.init_args.gamma: 0.95 there, 0.5 here" in capfd.readouterr().err
     free = ("--data.evaluate_every", "160", "--data.eval_envs", "4", "--data.eval_mode", "sampled")
     assert tiny("fit", "--run", "a", "--ckpt_path", "last", *free, "--frames", "480") == 0
 

@@ -426,12 +426,12 @@ def test_losses_may_be_compiled(cls, built, drawn, given, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"actor_lr": 0.0}, "model.actor_lr is 0"),
-        ({"critic_lr": -1.0}, "model.critic_lr is -1"),
-        ({"gamma": 1.5}, "model.gamma is 1.5"),
-        ({"gamma": -0.1}, "model.gamma is -0.1"),
-        ({"tau": 2.0}, "model.tau is 2"),
-        ({"critic_context": ["XY"]}, "model.critic_context is 'XY'"),
+        ({"actor_lr": 0.0}, r"\.actor_lr is 0"),
+        ({"critic_lr": -1.0}, r"\.critic_lr is -1"),
+        ({"gamma": 1.5}, r"\.gamma is 1.5"),
+        ({"gamma": -0.1}, r"\.gamma is -0.1"),
+        ({"tau": 2.0}, r"\.tau is 2"),
+        ({"critic_context": ["XY"]}, r"critic_context is \['XY'\]; it must be a list, each one of state, action"),
         ({"critic_context": ["task"]}, "model.critic_context names task, but there is no model.context"),
         ({"shared_trunk": True}, "model.shared_trunk"),
         ({"critic": MLP}, "model.critic: MLP as it is set ignores its context"),

@@ -135,9 +135,9 @@ def test_a_policy_step_leaves_the_critics_and_their_gradients_alone(built, drawn
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"alpha": 0.0}, "model.alpha is 0"),
-        ({"alpha": -1.0}, "model.alpha is -1"),
-        ({"alpha_lr": 0.0}, "model.alpha_lr is 0"),
+        ({"alpha": 0.0}, r"\.alpha is 0"),
+        ({"alpha": -1.0}, r"\.alpha is -1"),
+        ({"alpha_lr": 0.0}, r"\.alpha_lr is 0"),
     ],
 )
 def test_impossible_options_name_the_key(options, key):

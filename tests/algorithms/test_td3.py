@@ -106,10 +106,10 @@ def test_noise_of_the_target_policy_is_clipped_and_its_action_stays_in_bounds(bu
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"exploration_noise": -0.1}, "model.exploration_noise is -0.1"),
-        ({"target_noise": -0.1}, "model.target_noise is -0.1"),
-        ({"target_noise_clip": -0.1}, "model.target_noise_clip is -0.1"),
-        ({"policy_delay": 0}, "model.policy_delay is 0"),
+        ({"exploration_noise": -0.1}, r"\.exploration_noise is -0.1"),
+        ({"target_noise": -0.1}, r"\.target_noise is -0.1"),
+        ({"target_noise_clip": -0.1}, r"\.target_noise_clip is -0.1"),
+        ({"policy_delay": 0}, r"\.policy_delay is 0"),
     ],
 )
 def test_impossible_options_of_td3_name_the_key(options, key):

@@ -210,5 +210,5 @@ def test_advance_needs_a_beginning():
     [(Pendulum, "num_envs"), (Pendulum, "episode_steps"), (Hopper, "threads"), (GridNavi, "episode_steps")],
 )
 def test_bad_counts_name_the_key(family, key):
-    with pytest.raises(ValueError, match=rf"data.env.{key} is 0; {family.__name__} takes at least 1"):
+    with pytest.raises(ValueError, match=rf"{family.__name__}.{key} is 0; it must be a whole number from 1"):
         family(**{key: 0})

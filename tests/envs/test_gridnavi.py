@@ -107,9 +107,9 @@ def test_random_episodes_earn_what_the_markov_chain_says():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 2}, "data.env.size is 2; GridNavi takes at least 3"),
-        ({"reward": "none"}, "data.env.reward is 'none'"),
-        ({"show_goal": "x"}, "data.env.show_goal is 'x'"),
+        ({"size": 2}, "GridNavi.size is 2; it must be a whole number from 3"),
+        ({"reward": "none"}, "GridNavi.reward is 'none'"),
+        ({"show_goal": "x"}, "GridNavi.show_goal is 'x'"),
     ],
 )
 def test_bad_options_name_the_key(options, message):

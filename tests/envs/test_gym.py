@@ -261,7 +261,7 @@ def test_other_spaces_are_refused_in_a_sentence(anything, observation, action, m
         ({"id": "Xyzzyq-v0"}, "does not know .*put `module:` before it"),
         ({"id": "no_such_module:A-v0"}, "data.env.id is .* the module no_such_module cannot be imported"),
         ({"arguments": {"x": 1}}, r"Gym\('CartPole-v1'\) cannot be made with data.env.arguments {'x': 1}"),
-        ({"num_envs": 0}, "data.env.num_envs is 0; Gym takes at least 1"),
+        ({"num_envs": 0}, "Gym.num_envs is 0; it must be a whole number from 1"),
         ({"wrappers": ["gymnasium.wrappers.Nope"]}, "data.env.wrappers: gymnasium.wrappers.Nope cannot be imported"),
         ({"wrappers": ["nope"]}, "data.env.wrappers has 'nope'; it must be a class path"),
         ({"wrappers": [{"class_path": "a.B", "args": 1}]}, "data.env.wrappers has .*; it must be a class path"),

@@ -230,9 +230,9 @@ def test_a_state_of_another_engine_is_refused():
         ({"num_envs": 6}, "data.env.num_envs is 6, but data.env.tasks lists 7.*must be at least 7"),
         ({"absent": ["MiniGrid-Unlock-v0"]}, r"data.env.absent is \['MiniGrid-Unlock-v0'\]; .*some of data.env.tasks"),
         ({"tasks": SHORT, "absent": SHORT}, "data.env.absent is .*some of data.env.tasks"),
-        ({"levels": 0}, "data.env.levels is 0"),
-        ({"refresh": 0}, "data.env.refresh is 0"),
-        ({"engine": "fast"}, "data.env.engine is 'fast'; it must be 'batched' or 'minigrid'"),
+        ({"levels": 0}, "MiniGrid.levels is 0"),
+        ({"refresh": 0}, "MiniGrid.refresh is 0"),
+        ({"engine": "fast"}, "MiniGrid.engine is 'fast'; it must be one of batched, minigrid"),
     ],
 )
 def test_bad_options_name_the_key(options, message):

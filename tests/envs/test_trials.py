@@ -249,8 +249,8 @@ def test_an_environment_that_cannot_be_saved_begins_new_trials():
     ("options", "message"),
     [
         ({"env": Pendulum}, "data.env: Trials needs an environment with tasks; Pendulum has none"),
-        ({"env": GridNavi, "episodes": 0}, "data.env.episodes is 0; Trials takes at least 1"),
-        ({"env": GridNavi, "boundary": "x"}, "data.env.boundary is 'x'; Trials has 'first' and 'last'"),
+        ({"env": GridNavi, "episodes": 0}, "Trials.episodes is 0; it must be a whole number from 1"),
+        ({"env": GridNavi, "boundary": "x"}, "Trials.boundary is 'x'; it must be one of first, last"),
     ],
 )
 def test_bad_options_name_the_key(options, message):

@@ -308,7 +308,7 @@ def test_a_loaded_buffer_continues_identically(batches, storage, tmp_path):
         for _ in range(batches):
             buffer.extend(given.batch(1))
     other = make()
-    other.load(tmp_path)
+    other.load(tmp_path, 3 * batches)
     assert len(other) == min(12, 3 * batches)
     assert_continues_identically(buffer, other, stream)
 
@@ -324,7 +324,7 @@ def test_a_loaded_prioritised_buffer_continues_identically(batches, learned, tmp
             (sample,) = buffer.blocks(1, 4)
             buffer.prioritize(sample["index"], 5 * torch.rand(4))
     buffer.save(tmp_path)
-    other.load(tmp_path)
+    other.load(tmp_path, 3 * batches)
     assert_continues_identically(buffer, other, stream)
 
 
@@ -348,7 +348,7 @@ def saved(tmp_path):
 
 def test_a_missing_buffer_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"frames\.pt is missing"):
-        buffer_of(12, 3).load(tmp_path / "nowhere")
+        buffer_of(12, 3).load(tmp_path / "nowhere", 18)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.5, 0.99])
@@ -357,7 +357,7 @@ def test_a_buffer_cut_short_is_named(saved, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: math.ceil(share * len(whole))])
     with pytest.raises(CheckpointError, match="truncated"):
-        buffer_of(12, 3).load(saved)
+        buffer_of(12, 3).load(saved, 18)
 
 
 @pytest.mark.parametrize(
@@ -372,18 +372,18 @@ def test_a_buffer_cut_short_is_named(saved, share):
 )
 def test_a_buffer_of_another_task_is_refused(saved, options):
     with pytest.raises(CheckpointError, match="of another task"):
-        buffer_of(12, 3, **options).load(saved)
+        buffer_of(12, 3, **options).load(saved, 18)
 
 
 @pytest.mark.parametrize(("capacity", "num_envs", "key"), [(15, 3, "capacity 12"), (12, 2, "num_envs 3")])
 def test_a_buffer_of_another_size_is_refused(saved, capacity, num_envs, key):
     with pytest.raises(CheckpointError, match=key):
-        buffer_of(capacity, num_envs).load(saved)
+        buffer_of(capacity, num_envs).load(saved, 18)
 
 
 def test_a_buffer_without_priorities_is_refused_where_sampling_is_prioritised(saved):
     with pytest.raises(CheckpointError, match="priorities"):
-        buffer_of(12, 3, prioritized=(0.6, 0.4)).load(saved)
+        buffer_of(12, 3, prioritized=(0.6, 0.4)).load(saved, 18)
 
 
 # --- Experience -----------------------------------------------------------------------------------------------------
@@ -563,17 +563,17 @@ def test_there_is_nothing_to_save_before_it_has_begun(tmp_path):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"steps": 0}, "data.steps is 0"),
-        ({"capacity": 0}, "data.capacity is 0"),
-        ({"batch_size": 0}, "data.batch_size is 0"),
-        ({"n_step": 0}, "data.n_step is 0"),
-        ({"sequence": 0}, "data.sequence is 0"),
-        ({"warmup_frames": -1}, "data.warmup_frames is -1"),
-        ({"updates_per_frame": 0.0}, "data.updates_per_frame is 0"),
+        ({"steps": 0}, "Replay.steps is 0"),
+        ({"capacity": 0}, "Replay.capacity is 0"),
+        ({"batch_size": 0}, "Replay.batch_size is 0"),
+        ({"n_step": 0}, "Replay.n_step is 0"),
+        ({"sequence": 0}, "Replay.sequence is 0"),
+        ({"warmup_frames": -1}, "Replay.warmup_frames is -1"),
+        ({"updates_per_frame": 0.0}, "Replay.updates_per_frame is 0"),
         ({"capacity": 7}, "data.capacity is 7; it must be at least data.batch_size, 8"),
-        ({"prioritized": [0.5]}, "data.prioritized is"),
-        ({"prioritized": [0.5, 1.5]}, "data.prioritized is"),
-        ({"storage": "disk"}, "data.storage is 'disk'"),
+        ({"prioritized": [0.5]}, "prioritized is"),
+        ({"prioritized": [0.5, 1.5]}, "prioritized is"),
+        ({"storage": "disk"}, "Replay.storage is 'disk'"),
         ({"storage": "memmap"}, "data.storage is memmap, which needs the folder"),
         ({"ranks": 3}, "8, which 3 ranks cannot share"),
         ({"steps": 31}, "less than the 93 frames that are collected at once"),

@@ -184,9 +184,9 @@ def test_returns_of_tasks_have_their_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, r"data.steps is 0; it must be at least 1"),
-        ({"evaluate_every": 0}, r"data.evaluate_every is 0"),
-        ({"eval_envs": 0}, r"data.eval_envs is 0"),
+        ({"steps": 0}, r"Rollouts.steps is 0; it must be a whole number from 1"),
+        ({"evaluate_every": 0}, r"Rollouts.evaluate_every is 0"),
+        ({"eval_envs": 0}, r"Rollouts.eval_envs is 0"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -176,7 +176,8 @@ def test_the_global_generator_is_left_alone_and_the_seed_decides():
 
 def checkpoint(path, algorithm, spaces=SPACES):
     """What another run's memory needs of a run's checkpoint."""
-    torch.save({"recipe": {}, "spaces": spaces.asdict(), "state_dict": {}, "ranks": [{"algorithm": algorithm}]}, path)
+    checkpoint = {"recipe": {}, "spaces": spaces.asdict(), "state_dict": {}, "frames": 0}
+    torch.save({**checkpoint, "ranks": [{"algorithm": algorithm}]}, path)
     return str(path)
 
 
@@ -210,7 +211,7 @@ def test_a_foreign_memory_is_refused(tmp_path):
 
 
 def test_bad_options_are_named():
-    with pytest.raises(RecipeError, match=r"memory.capacity is 0"):
+    with pytest.raises(RecipeError, match=r"EpisodicMemory.capacity is 0"):
         EpisodicMemory(capacity=0)
     with pytest.raises(RecipeError, match=r"capacity is 2; .* of which there are 3"):
         memory(rule=TaskQuota(), capacity=2)
@@ -224,7 +225,7 @@ def test_a_memory_of_another_agent_is_refused(tmp_path):
     there = memory()
     there.insert(new([1, 2, 3]))
     path = tmp_path / "other.ckpt"
-    checkpoint = {"recipe": {}, "state_dict": {}, "spaces": SPACES.asdict()}
+    checkpoint = {"recipe": {}, "state_dict": {}, "spaces": SPACES.asdict(), "frames": 0}
     torch.save({**checkpoint, "ranks": [{"algorithm": {"memory": there.save_state()}}]}, path)
     here = EpisodicMemory(prefill=str(path))
     with pytest.raises(RecipeError, match="this agent needs context_state, episode_return"):

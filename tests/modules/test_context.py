@@ -306,8 +306,8 @@ def test_a_users_own_source_serves_beside_ours():
          r"model.context: every embedding is 0"),
         (partial(TaskContext, INDEXED, 7), r"model.context: TaskContext .* task as an index: take OneHotContext"),
         (partial(TaskContext, Spaces((2,), 4, True), 7), r"model.context: TaskContext .* shows no task"),
-        (partial(ConstantContext, SPACES, 7, size=0), r"model.context.size is 0"),
-        (partial(JoinedContext, SPACES, 7, parts=[]), r"model.context.parts is empty"),
+        (partial(ConstantContext, SPACES, 7, size=0), r"ConstantContext.size is 0"),
+        (partial(JoinedContext, SPACES, 7, parts=[]), r"model.context is an empty list"),
     ],
 )  # fmt: skip
 def test_what_has_no_meaning_is_refused(make, message):

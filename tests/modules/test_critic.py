@@ -267,7 +267,7 @@ def test_frozen_lets_gradients_through_and_gives_parameters_back_as_they_were():
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"context": ["SA"]}, "model.critic_context is 'SA'; choose one of state, action, constant, task"),
+        ({"context": ["SA"]}, r"context is \['SA'\]; it must be a list, each one of state, action, constant, task"),
         ({"context": ["state", "state"]}, "name each part once"),
         ({"context": ["task"]}, "model.critic_context names task, but there is no model.context"),
         ({"context": ["state", "action"]}, "leaves no input"),

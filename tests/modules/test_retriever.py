@@ -120,10 +120,10 @@ def test_a_restored_cache_goes_on_exactly():
 
 def test_bad_options_are_named():
     for make, message in (
-        (partial(AttentionRetriever, subset=0), r"model.retriever.subset is 0"),
-        (partial(AttentionRetriever, refresh=0), r"model.retriever.refresh is 0"),
-        (partial(AttentionRetriever, heads=4), r"model.retriever.heads is 4; it must divide the encoder's 6"),
-        (partial(NearestRetriever, k=0), r"model.retriever.k is 0"),
+        (partial(AttentionRetriever, subset=0), r"Retriever.subset is 0"),
+        (partial(AttentionRetriever, refresh=0), r"Retriever.refresh is 0"),
+        (partial(AttentionRetriever, heads=4), r"heads is 4; it must divide the encoder's 6"),
+        (partial(NearestRetriever, k=0), r"Retriever.k is 0"),
     ):
         with pytest.raises(RecipeError, match=message):
             make(6, 4)

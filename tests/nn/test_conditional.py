@@ -300,13 +300,13 @@ def test_double_backward_works(contraction):
         ({"generated": [True]}, "generated"),
         ({"init": "magic"}, "init is 'magic'"),
         ({"contraction": "x"}, "contraction"),
-        ({"quirks": ["x"]}, "quirks is 'x'"),
+        ({"quirks": ["x"]}, r"quirks is \['x'\]; it must be a list, each one of kaiming"),
         ({"quirks": ["critic_bias_fan_in"], "init": "kaiming"}, "quirks are those of"),
         ({"quirks": ["critic_bias_fan_in"], "generated": [True, False]}, "quirks are those of"),
         ({"hidden": [0]}, "hidden"),
         ({"activation": "swish"}, "activation"),
-        ({"out_init": "x"}, "initialisation is 'x'"),
-        ({"hidden_init": "x"}, "initialisation is 'x'"),
+        ({"out_init": "x"}, "out_init is 'x'"),
+        ({"hidden_init": "x"}, "hidden_init is 'x'"),
     ],
 )
 def test_bad_options_name_the_key(options, key):

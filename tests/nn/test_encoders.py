@@ -85,14 +85,14 @@ def test_leading_dimensions_are_kept(encoder):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: VectorEncoder((7, 7, 3)), r"model.encoder: observations are \(7, 7, 3\); VectorEncoder takes vectors"),
+        (lambda: VectorEncoder((7, 7, 3)), r"observations are \(7, 7, 3\); VectorEncoder takes vectors"),
         (lambda: GridEncoder((3,)), r"observations are \(3,\); GridEncoder takes grids"),
         (lambda: GridEncoder((4, 7, 3)), "at least 5x5"),
-        (lambda: GridEncoder((7, 7, 3), channels=(1, 2)), "model.encoder.channels is"),
+        (lambda: GridEncoder((7, 7, 3), channels=(1, 2)), "channels is"),
         (lambda: ConvEncoder((3,)), r"observations are \(3,\); ConvEncoder takes images"),
         (lambda: ConvEncoder((35, 84, 3)), "at least 36x36"),
         (lambda: ConvEncoder((3, 84, 35)), "at least 36x36"),
-        (lambda: ConvEncoder((84, 84, 3), features=0), "model.encoder.features is 0"),
+        (lambda: ConvEncoder((84, 84, 3), features=0), "features is 0"),
         (lambda: VectorEncoder((3,), widths=[0]), "widths is"),
         (lambda: VectorEncoder((3,), activation="swish"), "activation is 'swish'"),
     ],

@@ -259,11 +259,11 @@ def test_a_transformer_block_sees_its_memory_and_no_further():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: Transformer(3, width=10, heads=4), r"encoder\.width is 10"),
-        (lambda: Transformer(3, memory=0), r"encoder\.memory is 0"),
-        (lambda: Transformer(3, layers=0), r"encoder\.layers is 0"),
-        (lambda: GRU(3, hidden=0), r"encoder\.hidden is 0"),
-        (lambda: LSTM(3, layers=0), r"encoder\.layers is 0"),
+        (lambda: Transformer(3, width=10, heads=4), r"width is 10"),
+        (lambda: Transformer(3, memory=0), r"memory is 0"),
+        (lambda: Transformer(3, layers=0), r"layers is 0"),
+        (lambda: GRU(3, hidden=0), r"hidden is 0"),
+        (lambda: LSTM(3, layers=0), r"layers is 0"),
     ],
 )
 def test_bad_sizes_name_the_key(make, key):

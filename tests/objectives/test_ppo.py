@@ -136,7 +136,7 @@ def test_no_gradient_where_a_good_action_is_already_likely_enough():
     assert logits.grad.abs().max().item() == 0
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0, -0.1])
+@pytest.mark.parametrize("clip", [0.0, 1.1, -0.1])
 def test_a_clip_out_of_range_is_named(clip):
-    with pytest.raises(RecipeError, match=r"model.loss.clip is .*; it must lie between 0 and 1"):
+    with pytest.raises(RecipeError, match=r"PPOLoss.clip is .*; it must be a number above 0 and up to 1"):
         PPOLoss(clip=clip)

@@ -84,10 +84,10 @@ def test_alpha_zero_is_the_loss_without_a_memory():
     "make", [lambda: DynamicAlpha(floor=1.5), lambda: FixedAlpha(value=-0.1), lambda: DecayingAlpha(begin=2.0)]
 )
 def test_a_share_out_of_range_is_named(make):
-    with pytest.raises(RecipeError, match=r"model.alpha.(floor|value|begin) is .* must lie in \[0, 1\]"):
+    with pytest.raises(RecipeError, match=r"Alpha.(floor|value|begin) is .* must be a number from 0 to 1"):
         make()
 
 
 def test_a_power_that_does_not_decay_is_named():
-    with pytest.raises(RecipeError, match=r"model.alpha.power is 0"):
+    with pytest.raises(RecipeError, match=r"DecayingAlpha.power is 0"):
         DecayingAlpha(power=0.0)
