@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from lightning_hyper.checkpoint_file import CheckpointError, read_checkpoint
+from lightning_hyper.algorithms import Algorithm
+from lightning_hyper.checkpoint_file import CheckpointError, EntryError, read_checkpoint, require_weights
+from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import gym_spaces
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.parts import instantiate_model
@@ -25,32 +30,73 @@ def load(
     *,
     root: str | Path = "runs",
     tracking_uri: str | None = None,
-    allow: Sequence[str] = (),
+    trust: Sequence[str] = (),
 ) -> Agent:
     """The agent of a checkpoint, with its normalisers, ready to act.
+
+    Of the file only the spaces, the recipe's `model` and the weights are used, as data: nothing in it is executed, and
+    nothing is imported or read for it but this package's own parts and what is trusted.
 
     Args:
         source: path of a checkpoint, or `runs:/<MLflow run id>` for a finished run's last one
             (`runs:/<id>/best` for its best).
         root: folder whose MLflow database is asked for a run.
         tracking_uri: MLflow server to ask instead.
-        allow: modules, packages or classes outside of this package that the checkpoint may name.
+        trust: modules, packages or classes outside of this package that the checkpoint may name.
 
     Raises:
-        CheckpointError: the checkpoint is missing, truncated or foreign.
-        RecipeError: it names parts that are neither this package's nor allowed.
+        CheckpointError: the checkpoint is missing, damaged or foreign, or names parts that are neither this package's
+            nor trusted.
     """
     if str(source).startswith("runs:/"):
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = read_checkpoint(_download(str(source), tracking_uri or database(root), folder))
+            path = _download(str(source), tracking_uri or database(root), folder)
+            checkpoint = read_checkpoint(path, key=str(source))
     else:
-        checkpoint = read_checkpoint(source)
-    with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
-        model = instantiate_model(checkpoint["recipe"]["model"], allow=allow)
-        spaces = Spaces(**checkpoint["spaces"])
-        model.build(spaces)
-    model.load_state_dict(checkpoint["state_dict"])
-    return Agent(model.policy.eval(), spaces, checkpoint["recipe"])
+        checkpoint = read_checkpoint(source, key="load")
+    spaces = Spaces(**checkpoint["spaces"])
+    return Agent(_model(checkpoint, spaces, source, trust).policy.eval(), spaces, checkpoint["recipe"])
+
+
+def _model(checkpoint: dict[str, Any], spaces: Spaces, source: str | Path, trust: Sequence[str]) -> Algorithm:
+    weights = checkpoint["state_dict"]
+    try:
+        with torch.random.fork_rng(devices=[]), _no_larger_than(weights):  # weights are drawn, and then replaced
+            model = instantiate_model(checkpoint["recipe"].get("model", {}), trust=trust)
+            model.build(spaces)
+        require_weights(weights, model.state_dict())
+        model.load_state_dict(weights)
+    except EntryError as error:
+        raise CheckpointError(f"load: {source} is damaged: its entry {error}") from error
+    except RecipeError as error:
+        raise CheckpointError(f"load: {source}: {error}") from error
+    except Exception as error:  # sizes and options that no run had may make anything of the constructors
+        said = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"load: {source}: the model of its recipe cannot be made ({type(error).__name__}: {said})"
+        ) from error
+    return model
+
+
+@contextmanager
+def _no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, a model that has more or larger parameters than these weights fails before it fills them."""
+    here, largest = get_ident(), max((tensor.numel() for tensor in weights.values()), default=0)
+    left = 4 * len(weights) + 100  # some are made, and then made anew
+
+    def check(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal left
+        if get_ident() != here or parameter is None or torch.nn.parameter.is_lazy(parameter):
+            return
+        left -= 1
+        if left < 0 or parameter.numel() > largest:
+            raise EntryError(f"describes a larger model than the {len(weights)} tensors of state_dict", "recipe.model")
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _download(source: str, uri: str, folder: str) -> Path:

@@ -9,22 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule
 from torch import nn as torch_nn
 
-from lightning_hyper import algorithms, envs, experience, memory, modules, nn, objectives
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.analysis import attention, gradient_similarity, trial_picture, video
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.foreign import ROOMS, foreign, limited
 
 CALLBACKS = (attention, gradient_similarity, trial_picture, video)
-ROOMS = (envs, experience, memory, modules, nn, objectives, algorithms, *CALLBACKS)
 PARTS = ("model", "data", "trainer", "checkpoint")  # the keys of a recipe below which classes are named
-OWN = ("lightning_hyper.", "lightning.pytorch.", "torch.nn.")  # where the classes of any recipe of ours come from
+BASES: dict[str, type[Any]] = {"model": Algorithm, "data": LightningDataModule}  # what is taken from a checkpoint
 
 
 def _short_names() -> dict[str, str]:
     found: dict[str, set[str]] = {}
-    for room in ROOMS:
+    for room in (*ROOMS, *CALLBACKS):
         for name, value in vars(room).items():
             if inspect.isclass(value) and value.__module__.startswith("lightning_hyper.") and not name.startswith("_"):
                 found.setdefault(name, set()).add(f"{value.__module__}.{value.__qualname__}")
@@ -59,50 +59,62 @@ def _replaced(tree: Any, names: Mapping[str, str]) -> Any:
     return names.get(tree, tree) if isinstance(tree, str) else tree
 
 
-def refuse_foreign(recipe: Mapping[str, Any], key: str, allow: Sequence[str] = ()) -> None:
-    """Check that a recipe that comes with a checkpoint names nothing to import but parts of this package.
+def refuse_foreign(recipe: Mapping[str, Any], key: str, trust: Sequence[str] = ()) -> None:
+    """Check that the model and data of a recipe that comes with a checkpoint name only parts of this package.
+
+    Nothing that they name besides is imported, and no file is read. What other keys of the recipe say is not looked at.
 
     Args:
-        recipe: of a checkpoint; what its keys other than those of parts say is not looked at.
+        recipe: of a checkpoint.
         key: what names the checkpoint, for messages.
-        allow: modules, packages or classes that may be named besides.
+        trust: modules, packages or classes that may be named besides.
 
     Raises:
-        RecipeError: it names something else.
+        RecipeError: they name something else, or do not parse.
     """
-    trusted = (*OWN, *(f"{name}." for name in allow))
-    for text in _texts({part: recipe[part] for part in PARTS if part in recipe}):
-        # A path, or Gymnasium's name for an environment of a module, `module:Name-v0`.
-        path = re.fullmatch(r"((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)|([A-Za-z_][\w.]*):[A-Za-z_].*", text)
-        if path and not f"{path[1] or path[2]}.".startswith(trusted):
-            raise RecipeError(
-                f"{key}: the checkpoint's recipe names {text}, which is no part of this package; where you trust it, "
-                "say so with `load(..., allow=[...])`, or on the command line by naming the recipe itself with -c"
-            )
+    _parsed({part: recipe[part] for part in BASES if part in recipe}, key, trust)
 
 
-def _texts(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping | list | tuple):
-        for branch in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _texts(branch)
-    elif isinstance(tree, str):
-        yield tree
-
-
-def instantiate_model(config: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Algorithm:
+def instantiate_model(config: Mapping[str, Any], *, trust: Sequence[str] = ()) -> Algorithm:
     """Make the algorithm of a checkpoint's recipe.
 
     Args:
         config: the recipe's `model`.
-        allow: modules, packages or classes outside of this package that it may name.
+        trust: modules, packages or classes outside of this package that it may name.
 
     Raises:
-        RecipeError: it cannot be made, or names something that is not allowed.
+        RecipeError: it cannot be made, or names something that is not trusted.
     """
-    refuse_foreign({"model": config}, "model", allow)
+    parser, parsed = _parsed({"model": config}, "model", trust)
+    if "init_args.memory.init_args.prefill" in parsed.model:
+        parsed.model.init_args.memory.init_args.prefill = None  # another file, of which only training knows
+    with limited(trust):
+        return cast(Algorithm, instantiate(parser, parsed).model)
+
+
+def _parsed(recipe: Mapping[str, Any], key: str, trust: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Algorithm, "model", required=True, fail_untyped=False)
-    return cast(Algorithm, instantiate(parser, parse(parser, {"model": dict(config)})).model)
+    for part, value in recipe.items():
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{key}: the checkpoint's recipe has a {part} that is no part: {str(value)[:40]!r}")
+        parser.add_subclass_arguments(BASES[part], part, required=True, fail_untyped=False)
+    try:
+        with limited(trust):
+            config = parse(parser, recipe)
+    except Exception as error:  # a recipe that no run wrote may make anything of its parser
+        refused = re.search(r"Importing '([\w.]+)' is not allowed", str(error.__cause__))
+        if refused is None:
+            said = str(error) if isinstance(error, RecipeError) else type(error).__name__
+            raise RecipeError(f"{key}: the checkpoint's recipe cannot be used: {said}") from error
+        name: str | None = refused[1]
+    else:
+        name = foreign(config, trust)
+    if name is not None:
+        raise RecipeError(
+            f"{key}: the checkpoint's recipe names {name[:80]}, which is no part of this package; where you trust it, "
+            "say so with `load(..., trust=[...])` or `--trust`"
+        )
+    return parser, config
 
 
 def parse(parser: ArgumentParser, recipe: Mapping[str, Any]) -> Namespace:

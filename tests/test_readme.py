@@ -50,7 +50,7 @@ def test_a_users_own_parts_train_are_evaluated_and_act(written):
 
     with pytest.raises(ValueError, match="my_parts"):
         lightning_hyper.load(last)
-    agent = lightning_hyper.load(last, allow=["my_parts"])
+    agent = lightning_hyper.load(last, trust=["my_parts"])
     env = gymnasium.make("my_parts:Corridor-v0")
     before = np.random.get_state()[1].copy()
     observation, _ = env.reset(seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from lightning_hyper.checkpoint_file import read_checkpoint
+from lightning_hyper.checkpoint_file import EntryError, read_checkpoint, require_like, require_weights, taken_over
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.returns import episode_metrics
@@ -109,9 +110,21 @@ class Algorithm(LightningModule, ABC):
         return {} if self.return_scale is None else {"return_scale": self.return_scale.save_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `save_state`."""
-        if self.return_scale is not None:
-            self.return_scale.load_state(state["return_scale"])
+        """Continue from `save_state`.
+
+        Raises:
+            CheckpointError: it is of other types or shapes; names the entry.
+        """
+        with self.taken_over():
+            require_like(state, self.save_state())
+            if self.return_scale is not None:
+                running = state["return_scale"].get("running", torch.zeros(1, 1))
+                require_like(running, torch.zeros(0, 1), "return_scale", "running")
+                self.return_scale.load_state(state["return_scale"])
+
+    def taken_over(self) -> AbstractContextManager[None]:
+        """Within, what is wrong with a state is said as a CheckpointError."""
+        return taken_over("ranks", self.global_rank, "algorithm")
 
     # What a subclass uses.
 
@@ -187,6 +200,19 @@ class Algorithm(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.clock.frames = checkpoint["frames"]
         self._require_same_spaces(checkpoint, "ckpt_path: the checkpoint")
+        with taken_over():
+            require_weights(checkpoint["state_dict"], self.state_dict())
+            self._require_optimizer(checkpoint.get("optimizer_states", []))
+
+    def _require_optimizer(self, states: Any) -> None:
+        parameters = [parameter for group in self.parameter_groups() for parameter in group["params"]]
+        for state in states:
+            for index, moments in state["state"].items():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if not 0 <= index < len(parameters) or moments[name].shape != parameters[index].shape:
+                        raise EntryError("is of another model", "optimizer_states.0.state", index, name)
+                    if not bool(moments[name].isfinite().all()):
+                        raise EntryError("is NaN or infinite", "optimizer_states.0.state", index, name)
 
     # What a run asks before it begins.
 
@@ -194,15 +220,16 @@ class Algorithm(LightningModule, ABC):
         """Take over the weights of a checkpoint.
 
         Raises:
+            CheckpointError: it is missing, damaged or foreign.
             RecipeError: it is of other sizes or networks.
         """
         checkpoint = read_checkpoint(path, key="weights")
         self._require_same_spaces(checkpoint, f"weights: {path}")
         try:
-            self.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            said = " ".join(line.strip() for line in str(error).splitlines()[1:2])
-            raise RecipeError(f"weights: {path} is of another model than this recipe's: {said}") from error
+            require_weights(checkpoint["state_dict"], self.state_dict())
+        except EntryError as error:
+            raise RecipeError(f"weights: {path} is of another model than this recipe's: its {error}") from error
+        self.load_state_dict(checkpoint["state_dict"])
 
     def _require_same_spaces(self, checkpoint: dict[str, Any], what: str) -> None:
         there = Spaces(**checkpoint["spaces"])

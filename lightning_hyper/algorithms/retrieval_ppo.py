@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from lightning_hyper.algorithms.ppo import PPO
+from lightning_hyper.checkpoint_file import within
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory import EpisodeRecorder, EpisodicMemory
@@ -185,9 +186,12 @@ class RetrievalPPO(PPO):
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.memory.load_state(state["memory"], self.device)
-        self.recorder.load_state(state["recorder"], self.device)
-        self.cache.load_state(state["keys"], self.device)
+        with self.taken_over():
+            with within("memory"):
+                self.memory.load_state(state["memory"], self.device)
+            with within("recorder"):
+                self.recorder.load_state(state["recorder"], self.device)
+            self.cache.load_state(state["keys"], self.device)
 
 
 def _together(network: nn.Module, parts: Sequence[tuple[Contexts, Tensor]]) -> Sequence[Tensor]:

@@ -60,7 +60,10 @@ def unpack(plain: Any) -> Any:
         return {unpack(key): unpack(item) for key, item in plain["items"]}
     if kind == "generator":
         state = unpack(plain["state"])
-        generator = np.random.Generator(getattr(np.random, state["bit_generator"])())
+        kind = getattr(np.random, state["bit_generator"], None)
+        if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+            raise ForeignError(f"{state['bit_generator']} is no generator")
+        generator = np.random.Generator(kind())
         generator.bit_generator.state = state
         return generator
     items = [unpack(item) for item in plain["items"]]

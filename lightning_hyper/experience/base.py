@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from lightning_hyper.checkpoint_file import require_like, taken_over
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.experience.collection import Collection, Policy, first_episodes
@@ -102,16 +103,26 @@ class Experience(LightningDataModule, ABC, Generic[Batch]):
         return {} if self.collection is None else self.collection.save_state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `save_state`, after `begin`."""
-        if state and self.collection is not None:
-            self.collection.load_state(state)
+        """Continue from `save_state`, after `begin`.
+
+        Raises:
+            CheckpointError: it is of other types or shapes; names the entry.
+        """
+        if self.collection is not None:
+            with taken_over("ranks", self.rank, "experience"):
+                require_like(state, self.save_state())
+                self.collection.load_state(state)
 
     def save_buffer(self, folder: Path) -> bool:
         """Write what is too large for a checkpoint into a folder; False where there is nothing of the kind."""
         return False
 
     def load_buffer(self, folder: Path) -> None:
-        """Continue from `save_buffer`, after `begin`."""
+        """Continue from `save_buffer`, after `begin` and `load_state`.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or of another run or frame.
+        """
 
     def evaluate(self, policy: Policy, prefix: str = "eval", *, offset: int = 0) -> dict[str, Tensor]:
         """Metrics of the first episodes of `eval_envs` environments; training and its generators are left untouched.

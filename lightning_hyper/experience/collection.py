@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from lightning_hyper.checkpoint_file import EntryError
 from lightning_hyper.envs import BatchedEnv
 
 Entries = Mapping[str, Tensor]
@@ -97,11 +98,16 @@ class Collection:
         return {"env": self.env.save_state(), "state": {} if self.state is None else {"policy": self.state.clone()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `save_state`."""
+        """Continue from `save_state`.
+
+        Raises:
+            EntryError: the policy's state is not one of these environments.
+        """
+        held = state["state"].get("policy")
+        if held is not None and (held.ndim != 2 or len(held) != self.env.batch_size[0] or not held.isfinite().all()):
+            raise EntryError(f"is a tensor of {tuple(held.shape)}, or not finite", "state", "policy")
         self.env.load_state(state["env"])
-        self.state = state["state"].get("policy")
-        if self.state is not None:
-            self.state = self.state.to(self.env.device)
+        self.state = None if held is None else held.to(self.env.device)
 
 
 class _Cuts:

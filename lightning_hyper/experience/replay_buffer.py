@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from lightning_hyper.checkpoint_file import CheckpointError
+from lightning_hyper.checkpoint_file import CheckpointError, EntryError, read_archive, require_like
 
 Minibatch = dict[str, Tensor]
 TOGETHER = 16_384  # frames of a block: many minibatches by one look-up, within the processor's cache
@@ -105,6 +104,10 @@ class CompactReplayBuffer:
         self._count = min(self._count + count, self.capacity)
         if self._priorities is not None:
             self._priorities.set(rows, torch.full((count,), self._largest, dtype=torch.float64, device=self._home))
+
+    def held(self, *keys: str) -> dict[str, Tensor]:
+        """Entries `[frames, ...]` of all frames that it holds."""
+        return {key: self._frames[key][: self._count] for key in keys}
 
     def _by_time(self, entry: Tensor) -> Tensor:
         """Entry `[num_envs, time, ...]` in the order of the rows."""
@@ -224,38 +227,72 @@ class CompactReplayBuffer:
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise OSError(f"cannot write {folder / 'frames.pt'}: {error}") from error
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, frames: int) -> None:
         """Continue from what `save` wrote.
 
+        Args:
+            folder: where it lies.
+            frames: that have been written in all.
+
         Raises:
-            CheckpointError: the folder is missing, cut short, or of another task or capacity.
+            CheckpointError: the folder is missing, damaged, or of another task, capacity or frame.
         """
         path = folder / "frames.pt"
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"ckpt_path: the checkpoint's replay buffer {path} is missing")
+        state = read_archive(path, "ckpt_path: the checkpoint's replay buffer")
         try:
-            state = torch.load(path, map_location=self._home, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"ckpt_path: the replay buffer {path} is truncated ({error})") from error
-        there = {key: (entry.shape[1:], entry.dtype) for key, entry in state["frames"].items()}
-        if there != self._row:
-            raise CheckpointError(
-                f"ckpt_path: the replay buffer {path} is of another task: {there} there, {self._row} here"
-            )
-        for key in ("capacity", "num_envs"):
-            if state[key] != getattr(self, key):
-                raise CheckpointError(
-                    f"ckpt_path: the replay buffer {path} has {key} {state[key]}, not {getattr(self, key)}"
-                )
-        if self._priorities is not None and "priorities" not in state:
-            raise CheckpointError(f"ckpt_path: the replay buffer {path} holds no priorities; sample uniformly")
-        self._cursor, self._newest, self._count = state["cursor"], state["newest"], len(state["frames"]["end"])
+            self._require_mine(state, frames)
+        except EntryError as error:
+            said = f"is damaged or another's: its {error}"
+            raise CheckpointError(f"ckpt_path: the checkpoint's replay buffer {path} {said}") from error
+        self._cursor, self._count = state["cursor"], min(frames, self.capacity)
+        self._newest = {key: entry.to(self._home) for key, entry in state["newest"].items()}
         for key, entry in state["frames"].items():
             self._frames[key][: self._count] = entry
-        self._ends.load_state(state["ends"])
+        self._ends.load_state(state["ends"], self._home)
         if self._priorities is not None:
-            self._priorities.set(torch.arange(self._count, device=self._home), state["priorities"])
+            priorities = state["priorities"].to(self._home)
+            self._priorities.set(torch.arange(self._count, device=self._home), priorities)
             self._largest = state["largest"]
+
+    def _require_mine(self, state: dict[str, Any], frames: int) -> None:
+        count, newest = min(frames, self.capacity), self.shown if frames else ()
+        rows = {key: torch.empty(0, *shape, dtype=dtype) for key, (shape, dtype) in self._row.items()}
+        own: dict[str, Any] = {
+            "capacity": 0,
+            "num_envs": 0,
+            "cursor": 0,
+            "newest": {key: rows[key].new_zeros(self.num_envs, *rows[key].shape[1:]) for key in newest},
+            "ends": {"rows": {}, "first": 0, "forgotten": 0},
+            "frames": {},
+        }
+        if self._priorities is not None:
+            own |= {"priorities": torch.zeros(0, dtype=torch.float64), "largest": 0.0}
+        for key in ("capacity", "num_envs"):
+            if state.get(key) != getattr(self, key):
+                raise EntryError(f"{state.get(key)!s:.40} is not {getattr(self, key)}", key)
+        frames_of = state.get("frames")
+        there = {key: _row(entry) for key, entry in frames_of.items()} if isinstance(frames_of, dict) else frames_of
+        if there != self._row:
+            raise EntryError(f"are of another task: {there} there, {self._row} here", "frames")
+        require_like(state, own)
+        ends = state["ends"]
+        kept = {key: rows[key] for key in (self.shown if ends["rows"] else ())}
+        require_like({key: entry[:0] for key, entry in ends["rows"].items()}, kept, "ends", "rows")
+        lengths = {len(entry) for entry in state["frames"].values()}
+        if lengths != {count} or state["cursor"] != frames % self.capacity:
+            raise EntryError(f"are {max(lengths)} up to row {state['cursor']}, not those of frame {frames:,}", "frames")
+        ended = state["frames"]["end"][state["frames"]["end"] >= 0] - ends["first"]
+        most = min((len(entry) for entry in ends["rows"].values()), default=0)
+        if not 0 <= ends["forgotten"] <= most or (len(ended) and not 0 <= int(ended.min()) <= int(ended.max()) < most):
+            raise EntryError("are not the ends of its episodes", "ends")
+        if self._priorities is not None and (len(state["priorities"]) != count or (state["priorities"] <= 0).any()):
+            raise EntryError("are not positive, or not one for each frame", "priorities")
+
+
+def _row(entry: Any) -> tuple[torch.Size, torch.dtype] | None:
+    return (entry.shape[1:], entry.dtype) if isinstance(entry, Tensor) and entry.ndim else None
 
 
 def split(block: Minibatch, size: int) -> Iterator[Minibatch]:
@@ -337,6 +374,7 @@ class _Ends:
         rows = {key: entry[: self._count].clone() for key, entry in self._rows.items()}
         return {"rows": rows, "first": self._first, "forgotten": self._forgotten}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._rows, self._first, self._forgotten = state["rows"], state["first"], state["forgotten"]
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        self._rows = {key: entry.to(device) for key, entry in state["rows"].items()}
+        self._first, self._forgotten = state["first"], state["forgotten"]
         self._count = len(self._rows[self._keys[0]]) if self._rows else 0

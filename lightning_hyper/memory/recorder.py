@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from lightning_hyper.checkpoint_file import EntryError
+
 
 class EpisodeRecorder:
     """Keeps the steps of unfinished episodes, and gives those of the completed ones.
@@ -95,8 +97,19 @@ class EpisodeRecorder:
         return {"pending": self._pending.clone().to_dict(), "lengths": self._lengths.clone()}
 
     def load_state(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Continue from `save_state`."""
+        """Continue from `save_state`.
+
+        Raises:
+            EntryError: the state is not one of this agent's episodes; names what differs.
+        """
         if state:
-            self._lengths = state["lengths"].to(device)
-            shape = state["pending"]["reward"].shape
-            self._pending = TensorDict(state["pending"], batch_size=shape).to(device)
+            lengths, pending = state["lengths"], state["pending"]
+            for key in dict.fromkeys([*self.entries, "reward", *pending]):
+                if key not in pending or key not in (*self.entries, "reward"):
+                    raise EntryError("is missing, or not of this agent", "pending", key)
+                if pending[key].shape[:2] != (len(lengths), pending["reward"].shape[1]):
+                    raise EntryError(f"is a tensor of {tuple(pending[key].shape)}", "pending", key)
+            if lengths.dtype != torch.int64 or not 0 <= lengths.min() <= lengths.max() <= pending["reward"].shape[1]:
+                raise EntryError("are no lengths of episodes", "lengths")
+            self._lengths = lengths.to(device)
+            self._pending = TensorDict(pending, batch_size=pending["reward"].shape).to(device)
