@@ -17,7 +17,6 @@ import lightning_hyper
 from lightning_hyper.agent import Agent
 from lightning_hyper.algorithms import PPO
 from lightning_hyper.checkpoint_file import CheckpointError
-from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import GridNavi, Gym, MiniGrid, Trials
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience import Rollouts
@@ -325,7 +324,7 @@ def trained(tmp_path):
     model.learn(data.collect())
     path = tmp_path / "last.ckpt"
     checkpoint = {"recipe": RECIPE, "spaces": model.spaces.asdict(), "state_dict": model.state_dict()}
-    torch.save(checkpoint, path)
+    torch.save({**checkpoint, "frames": 24}, path)
     return model, path
 
 
@@ -357,37 +356,6 @@ def test_a_run_loads_by_its_mlflow_id(trained, tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(CheckpointError, match=f"runs:/{run}/best: no such checkpoint"):
         lightning_hyper.load(f"runs:/{run}/best", root=root)
-
-
-def test_missing_truncated_and_foreign_checkpoints_are_told_apart(trained, tmp_path):
-    _, path = trained
-    with pytest.raises(CheckpointError, match=r"no file"):
-        lightning_hyper.load(tmp_path / "none.ckpt")
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"truncated"):
-        lightning_hyper.load(cut)
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.ckpt")
-    with pytest.raises(CheckpointError, match=r"not written by lightning-hyper"):
-        lightning_hyper.load(tmp_path / "foreign.ckpt")
-
-
-def test_a_checkpoint_imports_only_what_is_ours_or_allowed(tmp_path, monkeypatch):
-    """A user's own network, in a module of the user's."""
-    (tmp_path / "gated.py").write_text("from lightning_hyper.nn import Concat\n\n\nclass Gated(Concat):\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    recipe = {"model": {"class_path": "PPO", "init_args": {"actor": {"class_path": "gated.Gated"}}}}
-    model = instantiate_model(recipe["model"], allow=["gated"])
-    model.build(Spaces.of(Gym("CartPole-v1")))
-    path = tmp_path / "last.ckpt"
-    torch.save({"recipe": recipe, "spaces": model.spaces.asdict(), "state_dict": model.state_dict()}, path)
-    monkeypatch.delitem(sys.modules, "gated")
-    with pytest.raises(
-        RecipeError, match=r"the checkpoint's recipe names gated.Gated, which is no part of this package"
-    ):
-        lightning_hyper.load(path)
-    assert "gated" not in sys.modules
-    assert lightning_hyper.load(path, allow=["gated"]).act([0.0, 0.0, 0.0, 0.0]) in (0, 1)
 
 
 def test_importing_the_package_imports_nothing_heavy():
