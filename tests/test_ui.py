@@ -47,8 +47,8 @@ def command(root: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     words = [sys.executable, "-m", "lightning_hyper", "ui", "--root", str(root), "--port", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield process, port
-    process.kill()
-    process.communicate()
+    process.terminate()  # which ends the server, where the test has not
+    process.communicate(timeout=20)
 
 
 def of_the_server(port: int) -> list[str]:
