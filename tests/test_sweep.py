@@ -138,6 +138,13 @@ def test_variants_are_all_combinations_and_named(lab: Lab) -> None:
     assert len(lab.starts("vary", "rnn-lr=1e-4-gamma=0.9-seed0")) == 1
 
 
+def test_what_is_varied_joins_the_variant_of_the_recipe(lab: Lab) -> None:
+    named = lab.folder / "named.yaml"
+    named.write_text("{frames: 100, variant: small}")
+    assert lab.sweep("joined", [str(named)], [0], vary={"model.init_args.lr": ["0.1"]}) == 0
+    assert option(lab.starts("joined", "named-lr=0.1-seed0")[0], "--variant") == "small, lr=0.1"
+
+
 def test_layers_are_swept_as_one_recipe(lab: Lab) -> None:
     (lab.folder / "_long.yaml").write_text("frames: 200")
     composed = f"{lab.recipe}+{lab.folder / '_long.yaml'}"

@@ -24,7 +24,7 @@ from lightning_hyper.analysis.statistics import (
     welch,
 )
 from lightning_hyper.folder import Root
-from lightning_hyper.tracking import database
+from lightning_hyper.tracking import close_abandoned, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -165,7 +165,6 @@ def report(
     Raises:
         ReportError: there is nothing to report, or it cannot be read or written.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     folder = Root(Path(root).absolute())
@@ -175,8 +174,9 @@ def report(
         )
     made = Report(experiment, metric, Path(out) if out is not None else folder.run(experiment, "report").path, against)
     try:
-        client = MlflowClient(tracking_uri=tracking_uri or database(folder.path))
+        client = connect(folder.path, tracking_uri)
         experiment_id = _experiment_id(client, experiment)
+        close_abandoned(client, folder.path, experiment_id)
         runs, made.notes = training_runs(client, experiment_id, metric, unfinished=unfinished)
         if not runs:
             why = " ".join(made.notes) or "It has no training runs."

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_hyper.sweep.plan import Job, SweepError
-from lightning_hyper.tracking import database, first_line, open_experiment
+from lightning_hyper.tracking import close_abandoned, database, first_line, open_experiment
 
 
 class Parents:
@@ -29,6 +29,7 @@ class Parents:
     def __init__(self, tracking_uri: str | None, experiment: str, root: Path, recipes: Iterable[str]) -> None:
         try:
             self.client, self.experiment = open_experiment(tracking_uri or database(root), root, experiment)
+            close_abandoned(self.client, root, self.experiment)
             self.ids = {recipe: self._open(recipe) for recipe in recipes}
         except Exception as error:  # MLflow's, its database's and the file system's, all for the same reason
             option = "--root" if tracking_uri is None else "--tracking-uri"

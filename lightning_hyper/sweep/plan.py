@@ -92,8 +92,9 @@ def plan(
     combinations = [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
     jobs: dict[str, Job] = {}
     for seed, (recipe, content), varied in itertools.product(seeds, recipes.items(), combinations):
-        variant = _variant(varied)
-        slug = re.sub(r"[^\w.=+-]+", "-", variant).strip("-")
+        changed = _variant(varied)
+        variant = ", ".join(filter(None, [str(content.get("variant") or ""), changed]))
+        slug = re.sub(r"[^\w.=+-]+", "-", changed).strip("-")
         name = f"{short('-'.join(filter(None, [stem([recipe]), slug])))}-seed{seed}"
         if name in jobs:
             both = f"{jobs[name].recipe} and {recipe}" if jobs[name].recipe != recipe else f"two variants of {recipe}"
@@ -103,7 +104,7 @@ def plan(
         if budget is not None and not isinstance(budget, int):
             raise SweepError(f"frames: must be a number of environment frames, not {budget!r}")
         arguments = ["fit", "-c", recipe, "--seed", str(seed), "--experiment", experiment, "--root", str(root)]
-        arguments += ["--run", name, *(["--variant", variant] if variant else []), *options]
+        arguments += ["--run", name, *(["--variant", variant] if changed else []), *options]
         jobs[name] = Job(recipe, Root(root).run(experiment, name), budget, arguments)
     return list(jobs.values())
 
