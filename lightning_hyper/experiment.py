@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class Call:
         trust: modules, packages or classes that the recipe in a checkpoint may name besides the package's own.
         overrides: options that are keys of the recipe, with their values.
         shown: where the resolved recipe is wanted and nothing else, what to leave out of it; else None.
+        words: the command line after the verb.
     """
 
     verb: str
@@ -67,6 +69,7 @@ class Call:
     trust: Sequence[str] = ()
     overrides: Sequence[str] = ()
     shown: str | None = None
+    words: Sequence[str] = ()
 
     @classmethod
     def parse(cls, verb: str, words: Sequence[str]) -> Call:
@@ -80,7 +83,12 @@ class Call:
             own, overrides = parser.parse_known_args(list(words))
         except argparse.ArgumentError as error:
             raise RecipeError(str(error).removeprefix("argument ")) from error
-        return cls(verb, own.config, own.ckpt_path, own.trust, overrides, own.print_config)
+        return cls(verb, own.config, own.ckpt_path, own.trust, overrides, own.print_config, words)
+
+    @property
+    def command(self) -> str:
+        """The command line, without passwords."""
+        return without_password(shlex.join(["lightning-hyper", self.verb, *self.words]))
 
     @property
     def path(self) -> Path | None:
@@ -203,6 +211,7 @@ class Command(LightningCLI):
                 "hardware": hardware(),
                 "matmul": matmul.name,
                 "kind": self.call.verb,
+                "command": self.call.command,
             },
             parent=settings.parent,
             run_id=self.continued.get("run_id") if self.in_place else None,

@@ -121,8 +121,12 @@ def open_experiment(tracking_uri: str, root: str | Path, experiment: str) -> tup
         if found is None:
             place = (folder.artifacts / experiment).as_uri() if local is not None else None
             # Without this tag MLflow opens the experiment on its page for language models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return client, str(client.create_experiment(experiment, artifact_location=place, tags=kind))
+            tags = {
+                "mlflow.experimentKind": "custom_model_development",
+                "mlflow.note.content": "Training runs, one for each method, environment, variant and seed.\n\n"
+                f"Tables and curves: `lightning-hyper report --experiment {experiment}`",
+            }
+            return client, str(client.create_experiment(experiment, artifact_location=place, tags=tags))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return client, str(found.experiment_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import platform
 import queue
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 5.0  # between two tries to send what failed
 NAME, VALUE, TAG = 250, 500, 5000  # characters of a name, a parameter and a tag that any MLflow server takes
+RETURN, BEST = "eval/return", "eval/best_return"  # the columns of a run's results
 MOST_METRICS = 1000  # of one request
 END_SECONDS = 15.0  # how long the end of a run waits for what failed; one try at a locked database is 20 s in MLflow
 
@@ -93,13 +95,13 @@ class MLflowLogger(Logger):
         self.root, self.experiment_name, self.run_name = Path(root).resolve(), experiment, run
         self.tracking_uri = tracking_uri or database(root)
         self.tags = {
-            **{key: shortened(value, TAG) for key, value in (tags or {}).items()},
+            **{key: shortened(value, TAG) for key, value in (tags or {}).items() if value},
             **({"mlflow.parentRunId": parent} if parent else {}),
             FOLDER_TAG: f"{experiment}/{run}",
         }
         self.clock = clock
         self._folder, self._frames = Root(self.root).run(experiment, run), frames
-        self._run_id = run_id
+        self._run_id, self._made = run_id, int(time.time() * 1000)
         self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
         self._fault: TrackingError | None = None
         self._journal: Journal | None = None
@@ -139,7 +141,8 @@ class MLflowLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         leaves = flatten(vars(params) if isinstance(params, Namespace) else params)
-        flat = {shortened(key, NAME): shortened(str(value), VALUE) for key, value in leaves.items()}
+        known = {key: value for key, value in leaves.items() if value is not None}
+        flat = {shortened(key, NAME): shortened(str(value), VALUE) for key, value in known.items()}
         self._enqueue(lambda: self._record_parameters(flat))
 
     @rank_zero_only
@@ -182,6 +185,7 @@ class MLflowLogger(Logger):
         self._status = status
         self._start()
         self._jobs.put(self._send_last)
+        self._jobs.put(self._describe)
         self._jobs.put(lambda: self._client.set_terminated(self._id, status))
         self._jobs.join()
 
@@ -245,7 +249,8 @@ class MLflowLogger(Logger):
             if self._run_id is not None and not self._is_there(self._run_id):
                 self._run_id = None
             if self._run_id is None:
-                run = self._client.create_run(experiment, run_name=self.run_name, tags=dict(self.tags))
+                tags = dict(self.tags)
+                run = self._client.create_run(experiment, self._made, tags, self.run_name)
                 self._run_id = run.info.run_id
                 if self._journal is not None:
                     self._journal.mark(0)
@@ -305,6 +310,21 @@ class MLflowLogger(Logger):
                     raise
                 self._send_one_by_one(metrics)  # one that is refused must not hold back the others
             self._journal.mark(end)
+
+    def _describe(self) -> None:
+        """Say what the run is, with its final and best return and its command, where people browse."""
+        tags = self.tags
+        what = f"**{tags.get('method') or self.run_name} on {tags.get('environment') or 'an environment'}**"
+        lines = [", ".join(filter(None, [what, tags.get("variant"), f"seed {tags.get('seed', '?')}"])) + "."]
+        history = self._client.get_metric_history(self._id, RETURN)
+        finite = [row for row in history if math.isfinite(row.value)]
+        if finite:
+            last, best = max(finite, key=lambda row: (row.step, row.timestamp)), max(row.value for row in finite)
+            self._client.log_metric(self._id, BEST, best, step=last.step)
+            lines.append(f"Final return {last.value:.2f} at {last.step:,} frames, best {best:.2f}.")
+        if "command" in tags:
+            lines.append(f"```\n{tags['command']}\n```")
+        self._client.set_tag(self._id, "mlflow.note.content", "\n\n".join(lines))
 
     def _send_one_by_one(self, metrics: Sequence[Metric]) -> None:
         from mlflow.exceptions import MlflowException

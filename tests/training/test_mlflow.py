@@ -329,6 +329,31 @@ def test_a_run_in_whose_folder_nobody_writes_any_more_is_not_running(root, clien
     assert found == {"dead": "KILLED", "alive": "RUNNING", "elsewhere": "RUNNING"}
 
 
+def test_a_run_says_what_it_is_what_came_of_it_and_how_it_is_run_again(root, client):
+    tags = {
+        "method": "PPO",
+        "environment": "CartPole",
+        "seed": "3",
+        "variant": "",
+        "command": "lightning-hyper fit -c x",
+    }
+    logger = MLflowLogger(root, "exp", "described", tags=tags)
+    logger.begin()
+    logger.log_hyperparams({"weights": None, "lr": 1})
+    for step, value in ((10, 1.0), (20, 30.0), (30, math.nan), (40, 2.5)):
+        logger.log_metrics({"eval/return": value}, step)
+    logger.finish("FINISHED")
+    data = client.get_run(logger.run_id()).data
+    assert data.tags["mlflow.note.content"].split("\n\n") == [
+        "**PPO on CartPole**, seed 3.",
+        "Final return 2.50 at 40 frames, best 30.00.",
+        "```\nlightning-hyper fit -c x\n```",
+    ]
+    assert data.metrics["eval/best_return"] == 30.0
+    assert data.params == {"lr": "1"}
+    assert "variant" not in data.tags
+
+
 def test_an_address_shows_no_password():
     shown = without_password("http://ann:secret@host:5000/x and postgresql://bob:pa:ss@db/mlflow, sqlite:////a@b/c")
     assert shown == "http://ann:***@host:5000/x and postgresql://bob:***@db/mlflow, sqlite:////a@b/c"
