@@ -32,7 +32,7 @@ class Settings:
         weights: checkpoint whose weights training begins with.
         stop_at_return: end early at this `eval/return`.
         threads: threads of PyTorch; by default those of OMP_NUM_THREADS, which is 1 unless it is set.
-        matmul: float32 matrix products on CPUs: probe, once for a machine, for a faster path that is as exact, or leave PyTorch's.
+        matmul: float32 matrix products on CPUs: probe once for a machine for an exact and faster path, or none.
     """
 
     frames: Frames = 1_000_000
