@@ -80,7 +80,7 @@ def foreign(config: Any, trust: Sequence[str] = ()) -> str | None:
         if not isinstance(node, Namespace | Mapping) or "class_path" not in node:
             continue
         path, given = str(node["class_path"]), node.get("init_args") or {}
-        if path not in own_parts() and not trusted(path, trust):
+        if path not in own_parts() | WRAPPERS and not trusted(path, trust):
             return path
         if path.endswith(".Gym") and path in own_parts() and (name := _foreign_env(given, trust)):
             return name

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 import lightning_hyper
@@ -15,6 +16,7 @@ from lightning_hyper.checkpoint_file import CheckpointError
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import Pendulum
 from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.foreign import KINDS, limited, own_parts
 from lightning_hyper.nn import Concat
 from lightning_hyper.parts import refuse_foreign
 
@@ -231,6 +233,7 @@ def test_an_environment_that_is_not_ours_is_refused(here, env):
     "env",
     [
         gym(),
+        gym(wrappers=[part("gymnasium.wrappers.FrameStackObservation", stack_size=2)]),
         gym(wrappers=["gymnasium.wrappers.ClipReward"], arguments={"max_episode_steps": 9}, device="cuda:0"),
         part("Trials", env=part("GridNavi")),
         part("MiniGrid", tasks=["MiniGrid-Empty-5x5-v0"]),
@@ -239,6 +242,33 @@ def test_an_environment_that_is_not_ours_is_refused(here, env):
 )
 def test_our_environments_are_taken(here, env):
     refuse_foreign({"data": part("Rollouts", env=env), "model": ppo(), "weights": "evil_parts.Net"}, "ckpt_path")
+
+
+def test_within_the_limit_no_file_is_read_and_nothing_made_of_what_takes_anything(here):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--net", type=nn.Module, sub_configs=True)
+    parser.add_argument("--any", type=Any)
+    flatten = part("torch.nn.Flatten")
+    with limited():
+        assert parser.instantiate(parser.parse_object({"any": flatten})).any["class_path"] == "torch.nn.Flatten"
+        assert parser.parse_object({"net": flatten}).net.class_path == "torch.nn.Flatten"
+        with pytest.raises(ArgumentError):
+            parser.parse_object({"net": "harmless"})
+
+
+def test_our_parts_are_few_kinds_of_classes():
+    for path in own_parts():
+        module, _, name = path.rpartition(".")
+        assert issubclass(getattr(sys.modules[module], name), KINDS)
+    modules = {path.rpartition(".")[0] for path in own_parts()}
+    assert {module.split(".")[0] for module in modules} == {"torch", "lightning_hyper"}
+    assert {".".join(module.split(".")[:2]) for module in modules} == {
+        "torch.nn",
+        *(
+            f"lightning_hyper.{room}"
+            for room in ["algorithms", "envs", "experience", "memory", "modules", "nn", "objectives"]
+        ),
+    }
 
 
 def test_trusted_modules_may_register_environments_and_wrap_them(here):

@@ -198,7 +198,11 @@ ENTRIES = {
     "absurd space": (["spaces", "observation"], (10**9,), r"spaces.observation"),
     "absurd image": (["spaces", "observation"], (10**4, 10**4, 10**4), r"spaces.observation"),
     "absurd actions": (["spaces", "actions"], 10**12, r"spaces.actions is 1000000000000"),
-    "absurd raw space": (["spaces", "raw", "observation", "shape"], [10**9], r"spaces.raw describes no space"),
+    "absurd raw space": (
+        ["spaces", "raw", "observation", "shape"],
+        [10**9],
+        r"spaces.raw describes no space \(has shape",
+    ),
     "raw space": (RAW, {"kind": "Discrete", "n": 4, "start": 0}, None),
     "other raw space": (RAW, {"kind": "Discrete", "n": 5, "start": 0}, r"spaces.raw describes other"),
     "raw objects": (["spaces", "raw", "observation", "dtype"], "O", r"spaces.raw"),
