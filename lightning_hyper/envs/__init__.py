@@ -4,6 +4,7 @@ from lightning_hyper.envs.base import BatchedEnv
 from lightning_hyper.envs.gridnavi import GridNavi
 from lightning_hyper.envs.gym import Gym
 from lightning_hyper.envs.keys import Step
+from lightning_hyper.envs.mine_maze import MineMaze
 from lightning_hyper.envs.minigrid import MiniGrid
 from lightning_hyper.envs.mujoco import MuJoCo
 from lightning_hyper.envs.mujoco_families import (
@@ -17,6 +18,7 @@ from lightning_hyper.envs.mujoco_families import (
 )
 from lightning_hyper.envs.pendulum import Pendulum
 from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.envs.t_maze import TMaze
 from lightning_hyper.envs.trials import Trials
 
 __all__ = [
@@ -28,12 +30,14 @@ __all__ = [
     "Hopper",
     "InvertedDoublePendulum",
     "InvertedPendulum",
+    "MineMaze",
     "MiniGrid",
     "MuJoCo",
     "Pendulum",
     "Reacher",
     "Spaces",
     "Step",
+    "TMaze",
     "Trials",
     "Walker2d",
 ]
