@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from lightning_hyper.checkpoint_file import EntryError, read_checkpoint, require_like, require_weights, taken_over
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Positive, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.returns import episode_metrics
 from lightning_hyper.modules.normalization import ReturnScale
@@ -62,12 +62,11 @@ class Algorithm(LightningModule, ABC):
 
     adam_eps = 1e-8
 
+    @checked
     def __init__(
-        self, *, max_grad_norm: float | None = None, lr_schedule: Literal["constant", "linear"] = "constant"
+        self, *, max_grad_norm: Positive | None = None, lr_schedule: Literal["constant", "linear"] = "constant"
     ) -> None:
         super().__init__()
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise RecipeError(f"model.max_grad_norm is {max_grad_norm}; it must be positive, or null for no clipping")
         self.automatic_optimization = False
         self.max_grad_norm, self.lr_schedule = max_grad_norm, lr_schedule
         self.clock = FrameClock()
@@ -92,7 +91,7 @@ class Algorithm(LightningModule, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for Adam, each with `name`, `params` and `lr`; `eps` where it is not the algorithm's."""
+        """Groups for Adam, each with `name`, `params` and `lr`; `eps`, `max_grad_norm` where not the algorithm's."""
 
     @abstractmethod
     def learn(self, batch: Any) -> list[dict[str, Tensor]]:
@@ -101,6 +100,12 @@ class Algorithm(LightningModule, ABC):
     def collected(self, batch: Any) -> TensorDict:
         """The newly collected frames of a batch, entries `[num_envs, time, ...]`."""
         return cast(TensorDict, batch)
+
+    def experienced(self, batch: Any) -> dict[str, Tensor]:
+        """What the environment gave that a batch teaches from, by name."""
+        collected = self.collected(batch)
+        shown = {"observation": collected["observation"], "reward": collected["next", "reward"]}
+        return {**shown, "observation after a step": collected["next", "observation"]}
 
     def check(self, num_envs: int, steps: int) -> None:
         """Raise RecipeError where the recipe does not fit batches of `num_envs` times `steps` frames."""
@@ -136,6 +141,11 @@ class Algorithm(LightningModule, ABC):
             self._optimizer = torch.optim.Adam(groups, fused=True)
         return self._optimizer
 
+    def take_rates(self) -> None:
+        """Give the optimiser this recipe's learning rates, where it has come with those of a checkpoint."""
+        for group, wanted in zip(self.optimizer.param_groups, self.parameter_groups(), strict=True):
+            group["lr"] = group["initial_lr"] = wanted["lr"]
+
     def update(self, loss: Tensor, groups: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Backward, clip and step: the only place in the package that does.
 
@@ -167,8 +177,9 @@ class Algorithm(LightningModule, ABC):
         for parameter in idle:
             parameter.grad = None
         norms = {}
-        if self.max_grad_norm is not None:
-            norms = {f"{g['name']}_grad_norm": clip_grad_norm_(g["params"], self.max_grad_norm) for g in chosen}
+        for group in chosen:
+            if (most := group.get("max_grad_norm", self.max_grad_norm)) is not None:
+                norms[f"{group['name']}_grad_norm"] = clip_grad_norm_(group["params"], most)
         cast(Optimizer, self.optimizers() if trained else self.optimizer).step()
         return norms
 
@@ -180,11 +191,26 @@ class Algorithm(LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         collected = self.collected(batch)
         frames = self.clock.frames + collected["next", "done"].numel() * self.trainer.world_size
-        metrics = {f"loss/{name}": mean for name, mean in _means(self.learn(batch), frames).items()}
+        try:
+            metrics = {f"loss/{name}": mean for name, mean in _means(self.learn(batch), frames).items()}
+        except NonFiniteLossError as error:
+            raise self._blamed(batch, frames) or error from None
         self.clock.frames = frames
         assert self.spaces is not None
         metrics |= episode_metrics(collected["next"], "train", task=collected.get("task"), tasks=self.spaces.tasks)
         self.log_dict(metrics, batch_size=1, sync_dist=self.trainer.world_size > 1)
+
+    def _blamed(self, batch: Any, frames: int) -> NonFiniteLossError | None:
+        """What to say instead of a loss that is not finite where the environment gave what is not."""
+        for name, entry in self.experienced(batch).items():
+            if entry.dtype.is_floating_point and not bool(entry.isfinite().all()):
+                number = float(entry[~entry.isfinite()][0])
+                return NonFiniteLossError(
+                    f"data.env: {name} is {number} in what was collected up to frame {frames:,}. Nothing is learned "
+                    "from it: training stops here, and no checkpoint is written from now on. Look at the environment, "
+                    "or bound the actions that bring it there"
+                )
+        return None
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log_dict(batch, batch_size=1)

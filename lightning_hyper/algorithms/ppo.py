@@ -11,6 +11,8 @@ from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.algorithms.inference import GROUP, Inference
+from lightning_hyper.checkpoint_file import within
 from lightning_hyper.checks import Count, Positive, PositiveShare, Rate, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules import ActorCritic, ReturnScale
@@ -110,6 +112,7 @@ class PPO(Algorithm):
     def build(self, spaces: Spaces) -> None:
         self.spaces = spaces
         self.agent = ActorCritic(spaces, **self.parts)
+        self.inference = Inference.of(self.agent.context)
         if self.partition is None:
             self.partition = "windows" if self.agent.state_features else "steps"
         if self.agent.context is None and (self.context_lr or self.context_adam_eps):
@@ -128,14 +131,18 @@ class PPO(Algorithm):
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        context = list(self.agent.context.parameters()) if self.agent.context is not None else []
-        apart = self.agent.state_features or self.context_lr is not None or self.context_adam_eps is not None
-        if not context or not apart:
-            return [{"name": "agent", "params": list(self.parameters()), "lr": self.lr}]
-        inside = {id(p) for p in context}
+        inferred = [] if self.inference is None else [self.inference.group()]
+        apart = {id(p) for group in inferred for p in group["params"]}
+        source = self.agent.context.parameters() if self.agent.context is not None else ()
+        context = [p for p in source if id(p) not in apart]
+        if not context or not (self.agent.state_features or self.context_lr or self.context_adam_eps):
+            agent = [p for p in self.parameters() if id(p) not in apart]
+            return [{"name": "agent", "params": agent, "lr": self.lr}, *inferred]
+        inside = apart | {id(p) for p in context}
         heads = [p for p in self.parameters() if id(p) not in inside]
         own = {"lr": self.context_lr or self.lr, "eps": self.context_adam_eps or self.adam_eps}
-        return [{"name": "heads", "params": heads, "lr": self.lr}, {"name": "context", "params": context, **own}]
+        groups = [{"name": "heads", "params": heads, "lr": self.lr}, {"name": "context", "params": context, **own}]
+        return [*groups, *inferred]
 
     def learn(self, batch: TensorDict) -> list[dict[str, Tensor]]:
         if self.return_scale is not None:
@@ -150,13 +157,26 @@ class PPO(Algorithm):
         if self.agent.state_features:
             state = batch["context_state"]
             data["context_state"] = state if state.ndim == 2 else state[:, 0]
+        acting = None
+        if self.inference is not None:
+            acting = [group["name"] for group in self.optimizer.param_groups if group["name"] != GROUP]
         measured = []
         for _ in range(self.epochs):
             for part in self.minibatched(data):
                 losses = self.losses(part)
-                measured.append({**losses, **self.update(losses["total"])})
+                measured.append({**losses, **self.update(losses["total"], acting)})
         self.agent.update_statistics(batch)
-        return measured
+        return measured if self.inference is None else [*measured, *self.inference.learn(batch, self.update)]
+
+    def save_state(self) -> dict[str, Any]:
+        inference = {} if self.inference is None else {"inference": self.inference.save_state()}
+        return {**super().save_state(), **inference}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if self.inference is not None:
+            with within("inference"):
+                self.inference.load_state(state["inference"], self.device)
 
     @torch.no_grad()
     def estimate(self, batch: TensorDict) -> dict[str, Tensor]:

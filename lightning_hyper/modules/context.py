@@ -104,6 +104,42 @@ class ContextSource(nn.Module, ABC):
     def update_statistics(self, window: Window) -> None:
         """Take a collected batch into running statistics, where there are any."""
 
+    @property
+    def inferred(self) -> InferredContext | None:
+        """Itself, or the one of its parts, that is trained by an objective of its own; None where there is none."""
+        return None
+
+
+class InferredContext(ContextSource):
+    """A source that the return does not train, but an objective of its own, on whole trials that are kept.
+
+    Attributes:
+        trial_keys: entries of each step of a trial that its objective reads.
+        updates: that it wants after each collected batch.
+        trials: that an update looks at.
+        capacity: whole trials that are to be kept.
+        lr: learning rate.
+    """
+
+    trial_keys: Sequence[str]
+    updates: int
+    trials: int
+    capacity: int
+    lr: float
+
+    @property
+    def inferred(self) -> InferredContext:
+        return self
+
+    @abstractmethod
+    def objective(self, trials: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        """What is to be made small, `total`, and its parts.
+
+        Args:
+            trials: entries `trial_keys` of whole trials, `[B, steps, ...]`.
+            lengths: steps of each, `[B]`; what lies behind is not looked at.
+        """
+
 
 class ConstantContext(ContextSource):
     """Learned numbers, the same at every step: a control that tells of nothing.

@@ -15,6 +15,7 @@ from lightning_hyper.modules.context import (
     ContextFactory,
     Contexts,
     ContextSource,
+    InferredContext,
     Role,
     Window,
 )
@@ -75,8 +76,21 @@ class JoinedContext(ContextSource):
         return Contexts(torch.cat([part.values(which[part.key], role) for part in self._indexed], -1), index)
 
     def update_statistics(self, window: Window) -> None:
-        for part in self.sources:
-            part.update_statistics(window)
+        states = (
+            window["context_state"].split([part.state_features for part in self.sources], -1)
+            if (self.state_features)
+            else [None] * len(self.parts)
+        )
+        for part, state in zip(self.sources, states, strict=True):
+            entries = {key: window[key] for key in part.in_keys}
+            part.update_statistics(entries if state is None else {**entries, "context_state": state})
+
+    @property
+    def inferred(self) -> InferredContext | None:
+        found = [part.inferred for part in self.sources if part.inferred is not None]
+        if len(found) > 1:
+            raise RecipeError("model.context has two sources with objectives of their own; keep one of them")
+        return found[0] if found else None
 
 
 def make_context(context: ContextFactories, spaces: Spaces, features: int) -> ContextSource | None:

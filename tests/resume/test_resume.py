@@ -72,6 +72,20 @@ def test_k_plus_k_frames_of_replay_equal_2k_frames(tiny, options):
     assert_same(checkpoint("whole"), checkpoint("parts"))
 
 
+VI = ("--model.context.class_path", "VariationalContext", "--model.context.trials", "8")
+
+
+@pytest.mark.parametrize("options", [VI, (*VI, *SHORT_WINDOWS)])
+def test_k_plus_k_frames_of_a_belief_and_its_trials_equal_2k_frames(tiny, options):
+    assert tiny("fit", "--run", "whole", *options) == 0
+    assert tiny("fit", "--run", "parts", "--trainer.max_steps", "40", *options) == 0
+    assert 0 < checkpoint("parts")["frames"] < checkpoint("whole")["frames"]
+    assert tiny("fit", "--run", "parts", "--ckpt_path", "last", *options) == 0
+    whole = checkpoint("whole")
+    assert len(whole["ranks"][0]["algorithm"]["inference"]["lengths"]) > 8
+    assert_same(whole, checkpoint("parts"))
+
+
 KEPT_KEYS = ("--model.init_args.retriever.init_args.refresh", "3")
 
 
