@@ -76,14 +76,11 @@ class JoinedContext(ContextSource):
         return Contexts(torch.cat([part.values(which[part.key], role) for part in self._indexed], -1), index)
 
     def update_statistics(self, window: Window) -> None:
-        states = (
-            window["context_state"].split([part.state_features for part in self.sources], -1)
-            if (self.state_features)
-            else [None] * len(self.parts)
-        )
-        for part, state in zip(self.sources, states, strict=True):
+        state, sizes = window.get("context_state", None), [part.state_features for part in self.sources]
+        states = [None] * len(sizes) if state is None else state.split(sizes, -1)
+        for part, own in zip(self.sources, states, strict=True):
             entries = {key: window[key] for key in part.in_keys}
-            part.update_statistics(entries if state is None else {**entries, "context_state": state})
+            part.update_statistics(entries if own is None else {**entries, "context_state": own})
 
     @property
     def inferred(self) -> InferredContext | None:
