@@ -114,8 +114,8 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Rate = Annotated[float, Range(0, 100, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
-Positive = Annotated[float, Range(0, 10**6, above=True)]
-NonNegative = Annotated[float, Range(0, 10**6)]
+Positive = Annotated[float, Range(0, 10**9, above=True)]
+NonNegative = Annotated[float, Range(0, 10**9)]
 Finite = Annotated[float, Range(-(10**9), 10**9)]
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn as torch_nn
 
 from lightning_hyper.algorithms import Algorithm
 from lightning_hyper.analysis import attention, gradient_similarity, trial_picture, video
 from lightning_hyper.checks import RecipeError
+from lightning_hyper.constructors import check, subclasses
 from lightning_hyper.foreign import ROOMS, foreign, limited
+from lightning_hyper.training.checkpoint import Checkpoints
 
 CALLBACKS = (attention, gradient_similarity, trial_picture, video)
+GROUPS: dict[str, type[Any]] = {"trainer": Trainer, "checkpoint": Checkpoints}  # arguments of a class that is not named
 PARTS = ("model", "data", "trainer", "checkpoint")  # the keys of a recipe below which classes are named
 BASES: dict[str, type[Any]] = {"model": Algorithm, "data": LightningDataModule}  # what is taken from a checkpoint
 
@@ -39,16 +42,9 @@ def with_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     Other short names are left to the parser, which finds them among the subclasses of what an argument takes.
     """
-    alike = {cls.__name__ for cls in _subclasses(torch_nn.Module) if not cls.__module__.startswith("lightning_hyper.")}
+    alike = {cls.__name__ for cls in subclasses(torch_nn.Module) if not cls.__module__.startswith("lightning_hyper.")}
     shared = {name: path for name, path in NAMES.items() if name in alike}
     return {key: _replaced(value, shared) if key in PARTS else value for key, value in recipe.items()}
-
-
-def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
-    subclass: type[Any]
-    for subclass in cls.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
 
 
 def _replaced(tree: Any, names: Mapping[str, str]) -> Any:
@@ -121,6 +117,7 @@ def parse(parser: ArgumentParser, recipe: Mapping[str, Any]) -> Namespace:
     Raises:
         RecipeError: a key, class or value that a part does not take.
     """
+    check(recipe, NAMES, GROUPS)
     try:
         return cast(Namespace, parser.parse_object(with_paths(recipe)))
     except ArgumentError as error:

@@ -21,7 +21,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 import torch
 
-from lightning_hyper import parts, recipes
+from lightning_hyper import checks, parts, recipes
 from lightning_hyper.checks import RecipeError, hints_of
 from lightning_hyper.envs import Pendulum
 from lightning_hyper.envs.spaces import Spaces
@@ -177,6 +177,21 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tiny, capfd, monkeypatch, 
 )
 def test_mistakes_in_other_recipes(tiny, capfd, arguments, said, recipe):
     assert tiny("fit", *arguments, recipe=recipe) == 2
+    refused(capfd, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.capacity", "1000000"], "data.capacity asks for 0 GiB of memory"),
+        (["--data.capacity", "100000", "--data.steps", "50000"], "data.env.num_envs times data.steps asks for"),
+    ],
+)
+def test_sizes_that_the_machine_does_not_have_are_refused_before_they_are_taken(
+    tiny, capfd, monkeypatch, arguments, said
+):
+    monkeypatch.setattr(checks, "memory", lambda: 2**20)
+    assert tiny("fit", *arguments, recipe=TINY_TD3) == 2
     refused(capfd, said)
 
 

@@ -426,7 +426,7 @@ def test_what_is_not_overridden_stays() -> None:
     ("arguments", "said"),
     [
         (["--framez", "5"], "--framez: a recipe has no key 'framez'; did you mean --frames?"),
-        (["--lr", "5"], "--lr: a recipe has no key 'lr'; known are model, data"),
+        (["--lr", "5"], "--lr: a recipe has no key 'lr'; did you mean --model.lr?"),
         (["--frames"], "--frames needs a value"),
         (["--frames="], "--frames needs a value"),
         (["--frames", "--seed", "1"], "--frames needs a value"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_hyper.algorithms.ppo import PPO
 from lightning_hyper.checkpoint_file import within
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import RecipeError, at, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory import EpisodeRecorder, EpisodicMemory
 from lightning_hyper.modules.context import Contexts, Role, chained
@@ -41,6 +41,7 @@ class RetrievalPPO(PPO):
     Source: arXiv 2306.10698.
     """
 
+    @checked
     def __init__(
         self, *, retriever: RetrieverFactory, memory: EpisodicMemory, alpha: Alpha | None = None, **options: Any
     ) -> None:
@@ -51,7 +52,8 @@ class RetrievalPPO(PPO):
         super().build(spaces)
         agent = self.agent
         agent.keep_states = bool(agent.state_features)
-        self.retriever = self.make_retriever(agent.features, agent.context_features)
+        with at("model.retriever"):
+            self.retriever = self.make_retriever(agent.features, agent.context_features)
         if self.retriever.projection is not None and agent.context is None:
             raise RecipeError("model.retriever.projection needs a context: name a model.context")
         if self.retriever.tasks == "own" and not spaces.tasks:

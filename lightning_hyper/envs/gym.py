@@ -199,6 +199,7 @@ def _checked(name: str, env: Env[Any, Any]) -> int | tuple[Tensor, Tensor]:
     action = choices(env.action_space)
     if action is None:
         raise RecipeError(
-            f"data.env: Gym({name!r}) has action space {env.action_space}; supported are Discrete and bounded Box"
+            f"data.env: Gym({name!r}) has action space {env.action_space}; supported are Discrete, and Box with "
+            "bounds that are finite and lie apart"
         )
     return action

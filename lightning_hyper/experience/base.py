@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from lightning_hyper.checkpoint_file import require_like, taken_over
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, Frames, RecipeError, Seed, at, checked
 from lightning_hyper.envs import BatchedEnv
 from lightning_hyper.experience.collection import Collection, Policy, first_episodes
-from lightning_hyper.experience.returns import episode_metrics
+from lightning_hyper.experience.returns import episode_metrics, metric_names
 
 Batch = TypeVar("Batch")
 ENDLESS = 2**31 - 1  # batches of a training that its budget of frames ends
@@ -44,19 +46,17 @@ class Experience(LightningDataModule, ABC, Generic[Batch]):
 
     policy: Policy
 
+    @checked
     def __init__(
         self,
         env: Callable[[], BatchedEnv],
         *,
-        evaluate_every: int | None = 10_000,
-        eval_envs: int = 10,
+        evaluate_every: Frames | None = 10_000,
+        eval_envs: Count = 10,
         eval_mode: Literal["deterministic", "sampled"] = "deterministic",
-        eval_seed: int = 1_000_003,
+        eval_seed: Seed = 1_000_003,
     ) -> None:
         super().__init__()
-        for key, value in (("evaluate_every", evaluate_every), ("eval_envs", eval_envs)):
-            if value is not None and value < 1:
-                raise RecipeError(f"data.{key} is {value}; it must be at least 1")
         self.make_env: Callable[..., BatchedEnv] = env  # its arguments may be given anew, by keyword
         self.evaluate_every, self.eval_envs = evaluate_every, eval_envs
         self.eval_mode, self.eval_seed = eval_mode, eval_seed
@@ -70,11 +70,35 @@ class Experience(LightningDataModule, ABC, Generic[Batch]):
             device: where their tensors live.
             seed: of the training environments.
             rank, ranks: which of how many processes this is.
+
+        Raises:
+            RecipeError: an environment that cannot be made, or a callback that monitors what no evaluation measures.
         """
         self.rank, self.ranks = rank, ranks
-        self.env = self.make_env(device=device)
+        with at("data.env"):
+            self.env = self.make_env(device=device)
         self.env.set_seed(rank_seed(seed, rank))
-        self._eval_env: BatchedEnv | None = None
+        try:
+            with at("data.eval_envs"):
+                self._eval_env = self.make_env(device=device, num_envs=self.eval_envs)
+        except RecipeError as error:
+            raise RecipeError(str(error).replace("data.env.num_envs", "data.eval_envs")) from error
+        self._eval_env.in_turn = True
+        if self.trainer is not None:
+            self._check_monitors(cast(Any, self.trainer).callbacks)
+
+    def _check_monitors(self, callbacks: Sequence[Any]) -> None:
+        env = self._eval_env
+        known = metric_names("eval", env.tasks, getattr(env, "episodes", 0))
+        for callback in callbacks:
+            name = getattr(callback, "monitor", None)
+            # What updates measure is known only once there was one.
+            if isinstance(name, str) and name not in known and not name.startswith(("loss/", "train/")):
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]}?" if near else f"evaluations measure {', '.join(known[:8])}"
+                kind = type(callback).__name__
+                key = "checkpoint" if isinstance(callback, Checkpoint) else f"trainer.callbacks {kind}"
+                raise RecipeError(f"{key}.monitor is {name!r}; {meant}")
 
     @property
     @abstractmethod
@@ -133,9 +157,6 @@ class Experience(LightningDataModule, ABC, Generic[Batch]):
             offset: added to the seed: other episodes.
         """
         device = self.env.device
-        if self._eval_env is None:
-            self._eval_env = self.make_env(device=str(device), num_envs=self.eval_envs)
-            self._eval_env.in_turn = True
         env, seed = self._eval_env, rank_seed(self.eval_seed + offset, self.rank)
         devices = [device] if device is not None and device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

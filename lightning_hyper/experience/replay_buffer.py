@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from lightning_hyper.checkpoint_file import CheckpointError, EntryError, read_archive, require_like
+from lightning_hyper.checks import require_memory
 
 Minibatch = dict[str, Tensor]
 TOGETHER = 16_384  # frames of a block: many minibatches by one look-up, within the processor's cache
@@ -57,6 +58,8 @@ class CompactReplayBuffer:
         if state_features:
             row["context_state"] = torch.zeros(state_features)
         self._row = {key: (entry.shape, entry.dtype) for key, entry in row.items()}
+        if memmap is None:
+            require_memory("data.capacity", self.capacity * self.frame_bytes)
         self._frames = {key: self._empty(key, memmap) for key in row}
         self._home = self._frames["end"].device
         self._ends = _Ends(self.shown)

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_hyper.checkpoint_file import CheckpointError, EntryError, read_checkpoint
-from lightning_hyper.checks import RecipeError
+from lightning_hyper.checks import Count, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.memory.rules import Rule, Uniform
 
@@ -30,11 +30,10 @@ class EpisodicMemory:
     Source: arXiv 2306.10698 and its code.
     """
 
+    @checked
     def __init__(
-        self, *, capacity: int = 50, rule: Rule | None = None, recentre: bool = True, prefill: str | None = None
+        self, *, capacity: Count = 50, rule: Rule | None = None, recentre: bool = True, prefill: str | None = None
     ) -> None:
-        if capacity < 1:
-            raise RecipeError(f"model.memory.capacity is {capacity}; it must be at least 1")
         self.capacity, self.rule, self.recentre, self.prefill = capacity, rule or Uniform(), recentre, prefill
         self.generator = torch.Generator()
         self.inserted = 0  # entries ever written

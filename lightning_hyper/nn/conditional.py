@@ -79,7 +79,10 @@ class Conditional(nn.Module, ABC):
         name = type(self).__name__
         if context_features == 0:
             if self.needs_context:
-                raise RecipeError(f"{name} {self.needs_context} a context, and there is none: name model.context")
+                raise RecipeError(
+                    f"{name} {self.needs_context} a context, and there is none: name model.context, or, for "
+                    "a critic of actions, model.critic_context"
+                )
             self.uses_context = False
         self.in_features, self.context_features, self.out_features = in_features, context_features, out_features
         self.hidden, self.activation, self.activation_name = tuple(hidden), make_activation(activation), activation

@@ -231,12 +231,12 @@ def test_pictures_are_made_when_asked_for():
         (
             None,
             MultiDiscrete([3, 2]),
-            r"has action space MultiDiscrete\(\[3 2\]\); supported are Discrete and bounded Box",
+            r"has action space MultiDiscrete\(\[3 2\]\); supported are Discrete, and Box with bounds",
         ),
         (
             None,
             Box(-np.inf, np.inf, (2,)),
-            r"has action space Box\(-inf, inf, .*; supported are Discrete and bounded Box",
+            r"has action space Box\(-inf, inf, .*; supported are Discrete, and Box with bounds",
         ),
         (None, Box(np.zeros(2), np.array([1.0, 0.0]), dtype=np.float64), "has action space Box.*; supported are"),
         (None, MultiBinary(2), r"has action space MultiBinary\(2\)"),
