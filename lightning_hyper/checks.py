@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, Protocol, Union, cast, get_args, get_origin, get_type_hints
 
 # What PyTorch and MuJoCo say.
 TOO_LARGE = ("can't allocate memory", "CUDA out of memory", "size calculation overflowed", "Could not allocate memory")
@@ -207,15 +207,19 @@ def checked(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """
     signature = inspect.signature(init)
 
-    @functools.wraps(init)
-    def checking(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hints = hints_of(init)
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in hints and not fits(value, hints[name]):
                 raise RecipeError(refusal(f"{type(args[0]).__name__}.{name}", value, hints[name]))
+
+    def checking(*args: Any, **kwargs: Any) -> None:
+        look(args, kwargs)
         init(*args, **kwargs)
 
-    return checking
+    # With the names of the constructor's own module, by which the parser understands its types.
+    own: Any = types.FunctionType(checking.__code__, cast(Any, init).__globals__, None, None, checking.__closure__)
+    return cast(Callable[Arguments, None], functools.wraps(init)(own))
 
 
 def require_memory(key: str, needed: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from lightning_hyper import checks
 from lightning_hyper.checks import (
@@ -103,6 +104,23 @@ def test_a_checked_constructor_refuses_what_its_types_do():
         Thing(size=1, names=["x"])
     with pytest.raises(TypeError, match="size"):
         Thing()
+
+
+class Rule:
+    """A class of a name that the module of the checks has for another."""
+
+
+class Ruled:
+    @checked
+    def __init__(self, rule: "Rule | None" = None, size: "Count" = 1) -> None:
+        self.rule, self.size = rule, size
+
+
+def test_types_of_a_checked_constructor_mean_what_they_do_in_its_module():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Ruled, "ruled")
+    made = parser.instantiate(parser.parse_object({"ruled": {"rule": {"class_path": f"{__name__}.Rule"}}})).ruled
+    assert isinstance(made.rule, Rule)
 
 
 @pytest.mark.parametrize(
