@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium.error import Error
 from torch import Tensor
 
 from lightning_hyper.checks import RecipeError
@@ -262,13 +261,15 @@ def _check_spaces(spaces: dict[str, Any]) -> None:
         _require(name in wanted and name in spaces and wanted[name](spaces[name]), spaces, name, "spaces")
     if spaces["raw"] is None:
         return
+    with within("spaces", "raw"):
+        _require_data(spaces["raw"])
     try:
         for name in ("observation", "action"):
             _check_raw(spaces["raw"][name])
         shown, acted = (gym_spaces.rebuild(spaces["raw"][name]) for name in ("observation", "action"))
         fits = gym_spaces.observation_shape(shown)[0] == tuple(spaces["observation"])
         fits = fits and gym_spaces.choices(acted) is not None
-    except (EntryError, KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, Error) as error:
+    except Exception as error:  # sizes, bounds and types that no space has may make anything of it
         raise EntryError(f"describes no space ({error})", "spaces", "raw") from error
     if not fits:
         raise EntryError("describes other observations or actions than the other spaces", "spaces", "raw")
