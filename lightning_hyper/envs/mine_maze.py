@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -217,6 +218,14 @@ class MineMaze(BatchedEnv):
         draw.rectangle((begin, side + 8, begin + along * (stop - begin), side + 10), fill="#0072B2")
         draw.text((stop + 4, side + 3), "->" if self._signal[0] == 0 else "<-", fill="black")
         return np.asarray(picture)
+
+    def film(self, sights: Sequence[NDArray[Any]], path: Path, seconds: float) -> None:
+        # In the colours of all panels, of which the first picture has one alone.
+        palette = Image.fromarray(np.concatenate(self._pixels)).quantize(200)
+        signs = [0, 114, 178, 46, 158, 79, 176, 32, 21, 255, 255, 255, 0, 0, 0]  # and of the line below
+        palette.putpalette((palette.getpalette() or [])[:600] + signs)
+        first, *rest = (Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in sights)
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0, optimize=False)
 
     def places(self) -> NDArray[Any]:
         where: NDArray[Any] = self._where[self._place[:1].cpu().numpy()]

@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_hyper.checks import Count, NonNegative, checked
 from lightning_hyper.envs.base import BatchedEnv
 
+WIDE = 2.0  # of a map, on which a branch is 1 long
+
 
 class TMaze(BatchedEnv):
     """A batch of T-mazes: a cue is shown once, then a corridor, and at its end the branch is right that the cue named.
@@ -74,14 +76,15 @@ class TMaze(BatchedEnv):
         return {"task": self._cue}
 
     def places(self) -> NDArray[Any]:
-        return self._position[:1].cpu().numpy()
+        where: NDArray[Any] = self._position[:1].cpu().numpy() * (WIDE / self.length, 1)
+        return where
 
     def draw_map(self, axes: Any) -> None:
-        for x, y in (((0, self.length), (0, 0)), ((self.length, self.length), (-1, 1))):
+        for x, y in (((0, WIDE), (0, 0)), ((WIDE, WIDE), (-1, 1))):
             axes.plot(x, y, color="#DDDDDD", linewidth=12, zorder=0, solid_capstyle="round")
-        axes.plot(self.length, float(self._cue[0]), marker="*", color="#D55E00", markersize=16, zorder=0)
-        side = 0.1 * self.length
-        axes.set(xlim=(-side, self.length + side), ylim=(-1.5, 1.5), xticks=(0, self.length), yticks=())
+        axes.plot(WIDE, float(self._cue[0]), marker="*", color="#D55E00", markersize=16, zorder=0)
+        axes.set(xlim=(-0.5, WIDE + 0.5), ylim=(-1.5, 1.5), yticks=())
+        axes.set_xticks((0, WIDE), (0, self.length))
 
     def snapshot(self) -> dict[str, Any]:
         return {"cue": self._cue.clone(), "position": self._position.clone()}

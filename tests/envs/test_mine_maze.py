@@ -296,9 +296,29 @@ def test_pictures_show_the_panel_and_the_map_where_one_is():
     assert abs(way[3][0]) == 1
     assert way[7:9] == [(0, 4), (0, 5)]
     assert way[-2:] == [(0, 8), (1, 8)]
+    for last in (LEFT, RIGHT):
+        env.begin()
+        taken(env, route(env, last))
+        assert env.places().tolist() == [[last - 1, 8]]
     hidden = MineMaze(1, kind="LSH")
     hidden.begin()
     assert hidden.render()[:240].max() == 0
+
+
+def test_a_film_has_the_colours_of_all_panels(tmp_path):
+    env = MineMaze(1, rooms=1)
+    env.begin()
+    env.load_state(env.save_state() | {"signal": torch.tensor([1]), "pillars": torch.tensor([1])})
+    sights = [env.sight()]
+    for action in (RIGHT, FORWARD):
+        taken(env, [action])
+        sights.append(env.sight())
+    env.film(sights, tmp_path / "film.gif", 0.1)
+    with Image.open(tmp_path / "film.gif") as film:
+        for k, sight in enumerate(sights):
+            film.seek(k)
+            shown = np.asarray(film.convert("RGB")).astype(float)
+            assert abs(shown[:240] - sight[:240]).mean() < 4
 
 
 @pytest.mark.gpu

@@ -55,7 +55,8 @@ def test_walls_stop_moves():
     moves += [(UP, (2, 1)), (UP, (2, 1)), (LEFT, (2, 1)), (DOWN, (2, 0)), (DOWN, (2, -1)), (DOWN, (2, -1))]
     for action, place in moves:
         episode(env, [action])
-        assert tuple(env.places()[0]) == place
+        assert tuple(env.save_state()["position"][0].tolist()) == place
+        assert tuple(env.places()[0]) == place  # a map is 2 wide
 
 
 def test_a_frame_behind_time_costs_its_share_and_standing_still_costs_all():
@@ -80,7 +81,8 @@ def test_cues_are_up_and_down_equally_often_and_a_trial_keeps_its_own():
 
 
 def test_a_maze_goes_on_exactly_where_it_was_saved(continues):
-    actions = torch.randint(4, (30, 5), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(8, (30, 5), generator=torch.Generator().manual_seed(0))
+    actions = torch.where(drawn < 4, drawn, RIGHT)  # mostly, so that ends are reached
     for make in (lambda: TMaze(5, length=6), lambda: Trials(lambda **o: TMaze(**o, length=6), 2, num_envs=5)):
         env = make()
         env.begin()
@@ -111,4 +113,4 @@ def test_the_map_has_the_corridor_and_a_star_in_the_right_branch():
         axes = Figure().subplots()
         begun((cue,), length=5).draw_map(axes)
         (star,) = [line for line in axes.lines if line.get_marker() == "*"]
-        assert (star.get_xdata()[0], star.get_ydata()[0]) == (5, cue)
+        assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, cue)
