@@ -164,6 +164,19 @@ def test_a_trial_keeps_the_signal_and_each_episode_draws_its_pillars():
     assert env.horizon == 400
 
 
+def test_an_episode_that_begins_leaves_the_others_alone():
+    env = MineMaze(40, kind="LSO")
+    env.begin()
+    taken(env, [RIGHT, RIGHT, FORWARD])
+    rows = torch.arange(40) < 20
+    before = env.save_state()
+    env.begin(rows)
+    after = env.save_state()
+    for name in ("signal", "pillars", "place"):
+        assert torch.equal(after[name][~rows], before[name][~rows]), name
+        assert not torch.equal(after[name][rows], before[name][rows]), name
+
+
 def test_the_last_frame_pays_nothing_and_moves_nobody():
     env = MineMaze(1)
     env.begin()
