@@ -251,12 +251,14 @@ def _takes(cls: Any, given: tuple[Any, ...]) -> bool:
 def _holds(wide: Any, narrow: Any) -> bool:
     """Whether values of a type go where another is wanted; what cannot be told does."""
     wide = get_args(wide)[0] if get_origin(wide) is Annotated else wide
+    if wide is Any:
+        return True
     if get_origin(wide) in (Union, types.UnionType):
         return any(_holds(option, narrow) for option in get_args(wide))
     if get_origin(wide) is Callable:
         return get_origin(narrow) is Callable
     if is_list(wide) or is_list(narrow):
-        return wide is Any or (is_list(wide) and is_list(narrow))
+        return is_list(wide) and is_list(narrow)
     if inspect.isclass(wide) and inspect.isclass(narrow):
         return issubclass(narrow, wide) and wide is not bool
     return True

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from lightning_hyper.algorithms import PPO
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.parts import instantiate_model, refuse_foreign, sentence
+from lightning_hyper.parts import instantiate_model, sentence
 
 TINY, TINY_TD3, TINY_RETRIEVAL = (Path(__file__).parent / f"tiny{name}.yaml" for name in ("", "_td3", "_retrieval"))
 
@@ -233,27 +233,6 @@ def test_a_checkpoints_recipe_imports_nothing_foreign(tiny, mine, capfd):
     assert mine not in sys.modules
     assert isinstance(instantiate_model(model, trust=[mine]), PPO)
     assert tiny("validate", "--ckpt_path", last, "--model.actor", f"{mine}.Mine") == 0
-
-
-@pytest.mark.parametrize(
-    ("given", "refused"),
-    [
-        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"id": "mine:Maze-v0"}}, True),
-        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"wrappers": ["mine.Wrapper"]}}, True),
-        ({"class_path": "lightning_hyperevil.Gym"}, True),
-        ("os.system", True),
-        ({"class_path": "lightning_hyper.envs.Gym", "init_args": {"id": "CartPole-v1", "device": "cuda:0"}}, False),
-        ({"class_path": "GridNavi", "init_args": {"size": 5, "text": "go to: the door. Then stop."}}, False),
-    ],
-)
-def test_what_a_recipe_would_import_is_seen_wherever_it_stands(given, refused):
-    recipe = {"weights": "last.ckpt", "data": {"init_args": {"env": given}}}
-    if not refused:
-        refuse_foreign(recipe, "ckpt_path")
-        return
-    with pytest.raises(RecipeError, match="ckpt_path: the checkpoint's recipe names"):
-        refuse_foreign(recipe, "ckpt_path")
-    refuse_foreign(recipe, "ckpt_path", allow=["mine", "os.system", "lightning_hyperevil"])
 
 
 def test_training_begins_with_the_weights_of_a_checkpoint(tiny, capfd):
