@@ -21,8 +21,9 @@ from lightning_hyper.checkpoint_file import CheckpointError, EntryError, read_ch
 from lightning_hyper.checks import RecipeError
 from lightning_hyper.envs import gym_spaces
 from lightning_hyper.envs.spaces import Spaces
+from lightning_hyper.folder import Root, file_name
 from lightning_hyper.parts import instantiate_model
-from lightning_hyper.tracking import database
+from lightning_hyper.tracking import connect, database, first_line, without_password
 
 
 def load(
@@ -50,7 +51,7 @@ def load(
     """
     if str(source).startswith("runs:/"):
         with tempfile.TemporaryDirectory() as folder:
-            path = _download(str(source), tracking_uri or database(root), folder)
+            path = _download(str(source), root, tracking_uri, folder)
             checkpoint = read_checkpoint(path, key=str(source))
     else:
         checkpoint = read_checkpoint(source, key="load")
@@ -99,16 +100,19 @@ def _no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _download(source: str, uri: str, folder: str) -> Path:
-    from mlflow import MlflowClient
+def _download(source: str, root: str | Path, tracking_uri: str | None, folder: str) -> Path:
+    run_id, _, name = source.removeprefix("runs:/").partition("/")
+    file_name("checkpoint", name or "last")
+    place = without_password(tracking_uri or database(root))
+    if tracking_uri is None and not Root(Path(root)).database.is_file():
+        raise CheckpointError(f"{source}: no such checkpoint in {place}: there is no database")
+    client = connect(root, tracking_uri)
     from mlflow.exceptions import MlflowException
 
-    run_id, _, name = source.removeprefix("runs:/").partition("/")
     try:
-        client = MlflowClient(uri)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name or 'last'}.ckpt", folder))
     except (MlflowException, OSError) as error:
-        raise CheckpointError(f"{source}: no such checkpoint in {uri} ({error})") from error
+        raise CheckpointError(f"{source}: no such checkpoint in {place} ({first_line(error)})") from error
 
 
 class Agent:

@@ -175,7 +175,7 @@ class PPO(Algorithm):
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         if self.inference is not None:
-            with within("inference"):
+            with self.taken_over(), within("inference"):
                 self.inference.load_state(state["inference"], self.device)
 
     @torch.no_grad()

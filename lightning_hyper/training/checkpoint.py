@@ -192,8 +192,11 @@ class RunState(Callback):
             )
         own, data = ranks[trainer.global_rank], experience(trainer)
         self._generators = own["generators"]
-        data.load_state(own["experience"])
-        pl_module.load_state(own["algorithm"])
+        try:
+            data.load_state(own["experience"])
+            pl_module.load_state(own["algorithm"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} (of {trainer.ckpt_path})") from error
         if trainer.ckpt_path is not None:
             replay = replay_beside(Path(trainer.ckpt_path), checkpoint["frames"])
             data.load_buffer(replay / f"rank-{trainer.global_rank}")
