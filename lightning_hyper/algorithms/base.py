@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from lightning_hyper.checkpoint_file import EntryError, read_checkpoint, require_like, require_weights, taken_over
+from lightning_hyper.algorithms.inference import Inference
+from lightning_hyper.checkpoint_file import (
+    EntryError,
+    read_checkpoint,
+    require_like,
+    require_weights,
+    taken_over,
+    within,
+)
 from lightning_hyper.checks import Positive, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.returns import episode_metrics
@@ -58,6 +66,7 @@ class Algorithm(LightningModule, ABC):
 
     Attributes:
         return_scale: divides rewards, where a subclass sets one.
+        inference: trains a context source that has an objective of its own, where a subclass sets one.
     """
 
     adam_eps = 1e-8
@@ -72,6 +81,7 @@ class Algorithm(LightningModule, ABC):
         self.clock = FrameClock()
         self.spaces: Spaces | None = None
         self.return_scale: ReturnScale | None = None
+        self.inference: Inference | None = None
         self._optimizer: Optimizer | None = None
 
     # What a subclass supplies.
@@ -112,7 +122,8 @@ class Algorithm(LightningModule, ABC):
 
     def save_state(self) -> dict[str, Any]:
         """What exact continuation needs of this rank alone, besides parameters and buffers; plain tensors."""
-        return {} if self.return_scale is None else {"return_scale": self.return_scale.save_state()}
+        parts = {"return_scale": self.return_scale, "inference": self.inference}
+        return {name: part.save_state() for name, part in parts.items() if part is not None}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `save_state`.
@@ -126,6 +137,9 @@ class Algorithm(LightningModule, ABC):
                 running = state["return_scale"].get("running", torch.zeros(1, 1))
                 require_like(running, torch.zeros(0, 1), "return_scale", "running")
                 self.return_scale.load_state(state["return_scale"])
+            if self.inference is not None:
+                with within("inference"):
+                    self.inference.load_state(state["inference"], self.device)
 
     def taken_over(self) -> AbstractContextManager[None]:
         """Within, what is wrong with a state is said as a CheckpointError."""

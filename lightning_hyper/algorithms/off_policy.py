@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from lightning_hyper.algorithms.base import Algorithm
+from lightning_hyper.algorithms.inference import Inference
 from lightning_hyper.checks import PositiveShare, Rate, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.experience.replay import Replayed
@@ -124,6 +125,7 @@ class OffPolicy(Algorithm):
             norm=self.agent.observation.norm,
             shared_trunk=self.shared_trunk,
         )
+        self.inference = Inference.of(self.agent.context)
         self.target_critics = target_of(self.critics)
 
     @property
@@ -133,10 +135,13 @@ class OffPolicy(Algorithm):
     def parameter_groups(self) -> list[dict[str, Any]]:
         policy = [*self.agent.actor.parameters(), *self.agent.observation.parameters()]
         source = [part for part in (self.agent.context, self.agent.embedding) if part is not None]
-        critics = [parameter for part in (self.critics, *source) for parameter in part.parameters()]
+        inferred = [] if self.inference is None else [self.inference.group()]
+        apart = {id(parameter) for group in inferred for parameter in group["params"]}
+        critics = [p for part in (self.critics, *source) for p in part.parameters() if id(p) not in apart]
         return [
             {"name": "actor", "params": policy, "lr": self.actor_lr},
             {"name": "critic", "params": critics, "lr": self.critic_lr},
+            *inferred,
         ]
 
     def collected(self, batch: Replayed) -> TensorDict:
@@ -155,6 +160,8 @@ class OffPolicy(Algorithm):
                 update, error = self.learn_minibatch(minibatch)
                 batch.prioritize(minibatch, error)
                 measured.append(update)
+        if self.inference is not None:
+            measured += self.inference.learn(batch.collected, self.update)
         return measured
 
     def preprocess(self, block: Minibatch) -> Minibatch:

@@ -12,7 +12,6 @@ from torchrl.objectives.value.functional import vec_generalized_advantage_estima
 
 from lightning_hyper.algorithms.base import Algorithm
 from lightning_hyper.algorithms.inference import GROUP, Inference
-from lightning_hyper.checkpoint_file import within
 from lightning_hyper.checks import Count, Positive, PositiveShare, Rate, RecipeError, checked
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules import ActorCritic, ReturnScale
@@ -167,16 +166,6 @@ class PPO(Algorithm):
                 measured.append({**losses, **self.update(losses["total"], acting)})
         self.agent.update_statistics(batch)
         return measured if self.inference is None else [*measured, *self.inference.learn(batch, self.update)]
-
-    def save_state(self) -> dict[str, Any]:
-        inference = {} if self.inference is None else {"inference": self.inference.save_state()}
-        return {**super().save_state(), **inference}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        if self.inference is not None:
-            with self.taken_over(), within("inference"):
-                self.inference.load_state(state["inference"], self.device)
 
     @torch.no_grad()
     def estimate(self, batch: TensorDict) -> dict[str, Tensor]:

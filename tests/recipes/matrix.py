@@ -22,6 +22,7 @@ from lightning_hyper.parts import instantiate, parse
 SMALL = {"hidden": [4]}
 GRU = {"class_path": "GRU", "init_args": {"hidden": 4}}
 RECURRENT = {"class_path": "RecurrentContext", "init_args": {"encoder": GRU}}
+VARIATIONAL = {"class_path": "VariationalContext", "init_args": {"encoder": GRU, "trials": 1, "capacity": 4}}
 CARTPOLE = {"class_path": "Gym", "init_args": {"id": "CartPole-v1", "num_envs": 4}}
 CONTEXTS = {
     "none": None,
@@ -30,6 +31,7 @@ CONTEXTS = {
     "text": {"class_path": "TextContext", "init_args": {"outputs": 4}},
     "constant": {"class_path": "ConstantContext"},
     "recurrent": RECURRENT,
+    "variational": VARIATIONAL,
     "one-hot, recurrent": [{"class_path": "OneHotContext"}, RECURRENT],
 }
 CONDITIONING = ("MLP", "Concat", "FiLM", "Hyper", "ContextOnly")
@@ -72,7 +74,7 @@ def recipe(algorithm, environment, context, conditioning):
         if context != "none":
             model["critic_context"] = ["task"]
         data |= {"steps": 8, "warmup_frames": 16, "batch_size": 4, "capacity": 200, "updates_per_frame": 0.1}
-        data |= {"sequence": 4} if "recurrent" in context else {}
+        data |= {"sequence": 4} if context == "variational" or "recurrent" in context else {}
     else:
         model["minibatches"] = 2
         data["steps"] = 8

@@ -16,6 +16,8 @@ TRAINED = [
     ("PPO", "trials of GridNavi", "task", "FiLM"),
     ("RetrievalPPO", "Pendulum", "recurrent", "Concat"),
     ("RetrievalPPO", "MiniGrid", "text", "Hyper"),
+    ("PPO", "trials of GridNavi", "variational", "Hyper"),
+    ("SAC", "trials of Pendulum", "variational", "Concat"),
     ("TD3", "HalfCheetah", "recurrent", "Hyper"),
     ("SAC", "trials of Pendulum", "one-hot, recurrent", "Concat"),
 ]
