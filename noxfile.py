@@ -87,6 +87,7 @@ def bench(session: nox.Session) -> None:
         "gridnavi_training.py",
         "mujoco_stepping.py",
         "minigrid_stepping.py",
+        "maze_stepping.py",
         "minigrid_training.py",
         "off_policy_training.py",
         "replay_memory.py",

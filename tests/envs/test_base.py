@@ -5,7 +5,7 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from lightning_hyper import envs
-from lightning_hyper.envs import GridNavi, Gym, Hopper, MiniGrid, Pendulum, Trials
+from lightning_hyper.envs import GridNavi, Gym, Hopper, MineMaze, MiniGrid, Pendulum, TMaze, Trials
 
 MAKE = {
     "GridNavi": lambda n: GridNavi(n, episode_steps=6),
@@ -13,6 +13,8 @@ MAKE = {
     "Pendulum": lambda n: Pendulum(n, episode_steps=7),
     "Hopper": lambda n: Hopper(n, episode_steps=9),
     "MiniGrid": lambda n: MiniGrid(n, tasks=["MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-MultiRoom-N2-S4-v0"]),
+    "TMaze": lambda n: TMaze(n, length=4),
+    "TrialsOfMineMaze": lambda n: Trials(lambda **o: MineMaze(**o, kind="LS", rooms=2), num_envs=n),
     "Gym": lambda n: Gym("CartPole-v1", n),
     "TrialsOfGym": lambda n: Trials(
         lambda **o: Gym("CartPole-v1", **o, tasks=[{}, {"sutton_barto_reward": True}]), num_envs=n
