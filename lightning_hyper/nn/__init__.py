@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out; imports torch alone."""
+"""Networks: tensors in, tensors out; imports torch and jaxtyping alone."""
 
 from lightning_hyper.nn.conditional import D2RL, MLP, Concat, Conditional, ContextOnly, FiLM, Hyper, grouped
 from lightning_hyper.nn.encoders import ConvEncoder, GridEncoder, VectorEncoder

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_hyper.checks import Positive, RecipeError, Width, at, checked
@@ -24,6 +25,12 @@ from lightning_hyper.nn.trunks import Trunk, plain_linear
 
 TrunkFactory = Callable[[int], Trunk]
 Quirk = Literal["kaiming_critic_head", "critic_bias_fan_in"]
+# *batch are *C and *N, of which an annotation can have one: `forward` checks by itself that x begins with *C. A network
+# blind to the context takes any, such as one without features.
+Input = Float[Tensor, "*batch {self.in_features}"]
+Context = Float[Tensor, "*C context"]
+Features = Float[Tensor, "*C z"]
+Output = Float[Tensor, "*batch {self.out_features}"]
 
 
 class Conditional(nn.Module, ABC):
@@ -101,10 +108,10 @@ class Conditional(nn.Module, ABC):
         """Make the layers, once all sizes are known."""
 
     @abstractmethod
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         """The output `[*C, *N, out]` for x `[*C, *N, in]` and z `[*C, z]`."""
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Input, context: Context) -> Output:
         """The output `[*C, *N, out]` for x `[*C, *N, in]` and context `[*C, context]`."""
         lead = context.shape[:-1]
         if x.shape[: len(lead)] != lead or x.ndim <= len(lead):
@@ -149,7 +156,7 @@ class MLP(Conditional):
     def _build(self) -> None:
         self.layers = self._plain_layers(self.in_features)
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         return _run(self.layers, x, self.activation)
 
 
@@ -162,7 +169,7 @@ class ContextOnly(Conditional):
     def _build(self) -> None:
         self.layers = self._plain_layers(self.z_features)
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         y = _spread(_run(self.layers, z, self.activation), x)
         return y.expand(*x.shape[:-1], self.out_features)
 
@@ -175,7 +182,7 @@ class Concat(Conditional):
     def _build(self) -> None:
         self.layers = self._plain_layers(self.in_features + self.z_features)
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         return _run(self.layers, _beside(x, z), self.activation)
 
 
@@ -196,7 +203,7 @@ class D2RL(Conditional):
         )
         self.layers.append(self._plain_layer([inputs, *self.hidden][-1], self.out_features, is_output=True))
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         inputs = y = _beside(x, z)
         for k, layer in enumerate(self.layers[:-1]):
             y = self.activation(layer(torch.cat([y, inputs], -1) if k else y))
@@ -238,7 +245,7 @@ class FiLM(Conditional):
             self.film.append(head)
         self.uses_context = len(self.film) > 0
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         for k, layer in enumerate(self.layers):
             x = layer(x)
             if k < len(self.film):
@@ -311,12 +318,14 @@ class Hyper(Conditional):
             else:
                 self.layers.append(self._plain_layer(a, b, is_output=is_output))
 
-    def generate(self, context: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def generate(
+        self, context: Context
+    ) -> list[tuple[Float[Tensor, "*C _out _in"], Float[Tensor, "*C _out"], Float[Tensor, "*C _out"] | None]]:
         """Weight `[*C, out, in]`, bias `[*C, out]` and gain `[*C, out]` or None of each generated layer, in order."""
         z = context if self.trunk is None else self.trunk(context)
         return [layer.generate(z) for layer in self.layers if isinstance(layer, GeneratedLinear)]
 
-    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+    def conditioned(self, x: Input, z: Features) -> Output:
         for k, layer in enumerate(self.layers):
             x = layer(z, x) if isinstance(layer, GeneratedLinear) else layer(x)
             if k < len(self.hidden):
@@ -343,17 +352,22 @@ class Hyper(Conditional):
         )
 
 
-def grouped(network: nn.Module, x: Tensor, contexts: Tensor, index: Tensor) -> Tensor:
+def grouped(
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "B in"],
+    contexts: Float[Tensor, "K context"],
+    index: Int64[Tensor, " B"],
+) -> Float[Tensor, "B out"]:
     """f(x | c) `[B, out]` for rows that share few contexts, each of which is taken once where that saves work.
 
     Args:
-        network: a conditional network.
+        network: a conditional network, or `conditioned` of one.
         x: `[B, in]`.
         contexts: the distinct contexts `[K, context]`.
         index: which of them is that of each row, int64 `[B]`.
     """
     if not getattr(network, "shares_work", True):
-        return cast(Tensor, network(x, contexts[index]))
+        return network(x, contexts[index])
     counts = torch.bincount(index, minlength=len(contexts))
     first, width = counts.cumsum(0) - counts, int(counts.max())
     order = index.argsort(stable=True)
@@ -363,7 +377,7 @@ def grouped(network: nn.Module, x: Tensor, contexts: Tensor, index: Tensor) -> T
     source = order.new_zeros(len(contexts) * width).index_copy_(0, slot, order)
     place = torch.empty_like(order).index_copy_(0, order, slot)
     rows = x.index_select(0, source).view(len(contexts), width, -1)
-    return cast(Tensor, network(rows, contexts)).flatten(0, 1).index_select(0, place)
+    return network(rows, contexts).flatten(0, 1).index_select(0, place)
 
 
 def _run(layers: nn.ModuleList, x: Tensor, activation: nn.Module) -> Tensor:

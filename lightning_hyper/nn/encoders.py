@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from lightning_hyper.checks import Positive, RecipeError, Width, checked
@@ -50,7 +51,7 @@ class VectorEncoder(nn.Module):
             )
         self.layers, self.out_features = dense_layers(sizes[0], widths, activation, init, gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*B features"]) -> Float[Tensor, "*B {self.out_features}"]:
         y: Tensor = self.layers(x)
         return y
 
@@ -95,7 +96,9 @@ class GridEncoder(nn.Module):
         width, height = ((size - 1) // 2 - 2 for size in shape[:2])
         self.out_features = third * width * height
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Real[Tensor, "*B {self.shape[0]} {self.shape[1]} {self.shape[2]}"]
+    ) -> Float[Tensor, "*B {self.out_features}"]:
         cells = x.reshape(-1, *self.shape).movedim(-1, 1).float()
         y: Tensor = self.layers(cells)
         return y.reshape(*x.shape[:-3], self.out_features)
@@ -136,7 +139,9 @@ class ConvEncoder(nn.Module):
             *layers, nn.Flatten(), nn.Linear(channels[-1] * sides[0] * sides[1], features), nn.ReLU()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Real[Tensor, "*B {self.shape[0]} {self.shape[1]} {self.shape[2]}"]
+    ) -> Float[Tensor, "*B {self.out_features}"]:
         image = x.reshape(-1, *self.shape)
         if self.channels_last:
             image = image.movedim(-1, 1)

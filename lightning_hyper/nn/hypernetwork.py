@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,12 +56,20 @@ class GeneratedLinear(nn.Module):
         }
         self.contraction = min(between, key=lambda name: between[name]) if contraction == "auto" else contraction
 
-    def generate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def generate(
+        self, z: Float[Tensor, "*C z"]
+    ) -> tuple[
+        Float[Tensor, "*C {self.out_features} {self.in_features}"],
+        Float[Tensor, "*C {self.out_features}"],
+        Float[Tensor, "*C {self.out_features}"] | None,
+    ]:
         """Weight `[*C, out, in]`, bias `[*C, out]` and gain `[*C, out]` (None without one) for z `[*C, z]`."""
         weight = self.weight(z).unflatten(-1, (self.out_features, self.in_features))
         return weight, self.bias(z), None if self.gain is None else self.gain(z)
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, z: Float[Tensor, "*C z"], x: Float[Tensor, "*batch {self.in_features}"]
+    ) -> Float[Tensor, "*batch {self.out_features}"]:
         """y `[*C, *N, out]` for z `[*C, z]` and x `[*C, *N, in]`; weights are made once for each z."""
         shared = x.ndim - z.ndim
         y = self._shared(z, x) if shared else self._per_row(z, x)

@@ -12,47 +12,51 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_hyper.checks import OneOf
 from lightning_hyper.nn.activations import GAINS
 
+Weight = Float[Tensor, "out in"]
+Bias = Float[Tensor, " out"]
+
 # --- Base schemes ---------------------------------------------------------------------------------------------------
 
 
-def default(weight: Tensor, bias: Tensor, gain: float) -> None:
+def default(weight: Weight, bias: Bias, gain: float) -> None:
     """U(+-gain / sqrt(in)) for weight and bias, which at gain 1 is how `nn.Linear` begins."""
     bound = gain / math.sqrt(weight.shape[1])
     weight.uniform_(-bound, bound)
     bias.uniform_(-bound, bound)
 
 
-def normc(weight: Tensor, bias: Tensor, gain: float) -> None:
+def normc(weight: Weight, bias: Bias, gain: float) -> None:
     """Rows of N(0, 1) scaled to Euclidean norm `gain`; bias 0."""
     rows = torch.randn_like(weight)
     weight.copy_(gain * rows / rows.norm(dim=1, keepdim=True))
     bias.zero_()
 
 
-def orthogonal(weight: Tensor, bias: Tensor, gain: float) -> None:
+def orthogonal(weight: Weight, bias: Bias, gain: float) -> None:
     """(Semi-)orthogonal matrix times `gain`; bias 0 (Saxe et al. 2014)."""
     nn.init.orthogonal_(weight, gain)
     bias.zero_()
 
 
-def kaiming(weight: Tensor, bias: Tensor, gain: float) -> None:
+def kaiming(weight: Weight, bias: Bias, gain: float) -> None:
     """U(+-gain sqrt(3 / in)), of variance gain^2 / in; bias 0 (He et al. 2015, whose gain is sqrt(2), for ReLU)."""
     weight.uniform_(-1, 1).mul_(gain * math.sqrt(3 / weight.shape[1]))
     bias.zero_()
 
 
-def xavier(weight: Tensor, bias: Tensor, gain: float) -> None:
+def xavier(weight: Weight, bias: Bias, gain: float) -> None:
     """U(+-gain sqrt(6 / (in + out))); bias 0 (Glorot and Bengio 2010)."""
     nn.init.xavier_uniform_(weight, gain)
     bias.zero_()
 
 
-Base = Callable[[Tensor, Tensor, float], None]
+Base = Callable[[Weight, Bias, float], None]
 BASE: dict[str, Base] = {
     "default": default,
     "normc": normc,
@@ -94,7 +98,7 @@ class Layer:
     in_features: int
     out_features: int
     is_output: bool
-    base: Callable[[Tensor, Tensor], None]
+    base: Callable[[Weight, Bias], None]
     scale: float = 1.0
 
     @property

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_hyper.checks import Layers, Width, checked
-from lightning_hyper.nn.sequence import SequenceEncoder
+from lightning_hyper.nn.sequence import Features, Reset, SequenceEncoder, State, Steps
 
 
 class _Recurrent(SequenceEncoder):
@@ -33,8 +33,8 @@ class _Recurrent(SequenceEncoder):
         self.state_features = self.parts * layers * hidden
 
     def forward(
-        self, sequence: Tensor, state: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sequence: Steps, state: State | None = None, reset: Reset | None = None
+    ) -> tuple[Features, State]:
         dtype = next(self.rnn.parameters()).dtype
         if state is None:
             state = sequence.new_zeros(len(sequence), self.state_features, dtype=dtype)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+Steps = Float[Tensor, "B T in"]
+State = Float[Tensor, "B {self.state_features}"]
+Reset = Bool[Tensor, "B T"]
+Features = Float[Tensor, "B T {self.out_features}"]
 
 
 class SequenceEncoder(nn.Module, ABC):
@@ -22,8 +28,8 @@ class SequenceEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, sequence: Tensor, state: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sequence: Steps, state: State | None = None, reset: Reset | None = None
+    ) -> tuple[Features, State]:
         """Take a window in.
 
         Args:

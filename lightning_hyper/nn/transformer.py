@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_hyper.checks import Count, Layers, RecipeError, Width, checked
-from lightning_hyper.nn.sequence import SequenceEncoder
+from lightning_hyper.nn.sequence import Features, Reset, SequenceEncoder, State, Steps
 
 
 class Transformer(SequenceEncoder):
@@ -48,8 +48,8 @@ class Transformer(SequenceEncoder):
         self.state_features = (memory - 1) * (2 * layers * width + 1)
 
     def forward(
-        self, sequence: Tensor, state: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, sequence: Steps, state: State | None = None, reset: Reset | None = None
+    ) -> tuple[Features, State]:
         batch, steps, _ = sequence.shape
         past = self.memory - 1
         if state is None:

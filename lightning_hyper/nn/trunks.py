@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_hyper.checks import Positive, Range, Width, checked
@@ -47,7 +48,7 @@ class MLPTrunk(Trunk):
         super().__init__()
         self.layers, self.out_features = dense_layers(in_features, widths, activation, init, gain)
 
-    def forward(self, context: Tensor) -> Tensor:
+    def forward(self, context: Float[Tensor, "*B in"]) -> Float[Tensor, "*B {self.out_features}"]:
         z: Tensor = self.layers(context)
         return z
 
@@ -92,7 +93,7 @@ class ResidualTrunk(Trunk):
                     bound = 1 / math.sqrt((4 if scale == "td3" else 2) * layer.in_features)
                     layer.weight.uniform_(-bound, bound)
 
-    def forward(self, context: Tensor) -> Tensor:
+    def forward(self, context: Float[Tensor, "*B in"]) -> Float[Tensor, "*B {self.out_features}"]:
         z: Tensor = self.stages(context)
         return z
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
@@ -47,15 +48,15 @@ class PPOLoss(nn.Module):
     def forward(
         self,
         policy: Distribution,
-        value: Tensor,
+        value: Float[Tensor, " B"],
         *,
-        action: Tensor,
-        log_prob: Tensor,
-        old_value: Tensor,
-        advantage: Tensor,
-        target: Tensor,
-        remembered: tuple[Tensor, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+        action: Real[Tensor, "B ..."],
+        log_prob: Float[Tensor, " B"],
+        old_value: Float[Tensor, " B"],
+        advantage: Float[Tensor, " B"],
+        target: Float[Tensor, " B"],
+        remembered: tuple[Float[Tensor, " B"], Float[Tensor, " B"]] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
         """Means over a minibatch of B steps: `total`, and its parts for the log.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_hyper.checks import Positive, Share, checked
@@ -14,7 +15,7 @@ class Alpha(ABC):
     """A rule for alpha."""
 
     @abstractmethod
-    def __call__(self, confidence: Tensor, progress: float) -> Tensor:
+    def __call__(self, confidence: Float[Tensor, " B"], progress: float) -> Float[Tensor, " B"]:
         """Alpha `[B]`.
 
         Args:
@@ -36,7 +37,7 @@ class DynamicAlpha(Alpha):
     def __init__(self, *, floor: Share = 0.1) -> None:
         self.floor = floor
 
-    def __call__(self, confidence: Tensor, progress: float) -> Tensor:
+    def __call__(self, confidence: Float[Tensor, " B"], progress: float) -> Float[Tensor, " B"]:
         return confidence.clamp(min=self.floor)
 
 
@@ -51,7 +52,7 @@ class FixedAlpha(Alpha):
     def __init__(self, *, value: Share = 0.1) -> None:
         self.value = value
 
-    def __call__(self, confidence: Tensor, progress: float) -> Tensor:
+    def __call__(self, confidence: Float[Tensor, " B"], progress: float) -> Float[Tensor, " B"]:
         return torch.full_like(confidence, self.value)
 
 
@@ -69,5 +70,5 @@ class DecayingAlpha(Alpha):
     def __init__(self, *, begin: Share = 1.0, power: Positive = 2.0) -> None:
         self.begin, self.power = begin, power
 
-    def __call__(self, confidence: Tensor, progress: float) -> Tensor:
+    def __call__(self, confidence: Float[Tensor, " B"], progress: float) -> Float[Tensor, " B"]:
         return torch.full_like(confidence, self.begin * (1 - progress) ** self.power)
