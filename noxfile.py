@@ -72,7 +72,7 @@ def recipes(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def campaign(session: nox.Session) -> None:
-    """The searches for faults, twenty times as long as in the tests: killed runs, spoilt recipes, hostile checkpoints."""
+    """Killed runs, spoilt recipes and hostile checkpoints, twenty times as many as in the tests."""
     shared(session)
     files = ("tests/resume", "tests/test_mistakes.py", "tests/test_attacks.py", "tests/test_checkpoint_file.py")
     run(session, "-m", "pytest", "-q", *(session.posargs or ["--campaign", "20", "-n", "2"]), *files)
