@@ -193,11 +193,14 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.settings
         matmul = choose_matmul(self.continued.get("matmul", settings.matmul))
-        rank_zero_info(matmul.sentence)
         weights = Path(settings.weights) if settings.weights is not None and not self.continued else None
         self.stop = GracefulStop()
         self.training = Run(
-            settings.frames, seed=settings.seed, stop_at_return=settings.stop_at_return, weights=weights
+            settings.frames,
+            seed=settings.seed,
+            stop_at_return=settings.stop_at_return,
+            weights=weights,
+            greeting=matmul.sentence,
         )
         self.logger = MLflowLogger(
             settings.root,

@@ -382,8 +382,8 @@ def test_a_run_says_what_is_of_use_and_no_more(tmp_path):
     restored = [f"{word} the checkpoint" for word in ("Restoring states from", "Restored all states from")]
     assert [line.partition(": float32")[0].partition(" path")[0].partition(" at")[0] for line in ours] == [
         "matmul",
-        "matmul",
         *restored,
+        "matmul",
     ]
 
 

@@ -27,6 +27,7 @@ class Run(Callback):
         seed: of the training environments.
         stop_at_return: end early once `eval/return` is at least this; None never does.
         weights: checkpoint whose weights training begins with.
+        greeting: said when training begins; a command that fails before says nothing but why.
 
     Attributes:
         evaluated: metrics of the last evaluation.
@@ -40,10 +41,12 @@ class Run(Callback):
         seed: int = 0,
         stop_at_return: float | None = None,
         weights: Path | None = None,
+        greeting: str = "",
     ) -> None:
         if frames is not None and frames < 1:
             raise RecipeError(f"frames is {frames}; it must be at least 1")
         self.frames, self.seed, self.stop_at_return, self.weights = frames, seed, stop_at_return, weights
+        self.greeting = greeting
         self.evaluated: dict[str, float] = {}
         self.finished = False
         self._evaluations = 0
@@ -67,6 +70,8 @@ class Run(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Algorithm)
+        if self.greeting:
+            rank_zero_info(self.greeting)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger):
                 logger.begin()
