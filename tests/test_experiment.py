@@ -387,6 +387,19 @@ def test_a_run_says_what_is_of_use_and_no_more(tmp_path):
     ]
 
 
+def test_a_metric_is_logged_for_the_batches_that_have_it_alone(tiny, monkeypatch):
+    counted = iter(range(100))
+
+    def every_other(*_, **__):
+        return {"train/return": torch.tensor(1.0)} if next(counted) % 2 else {}
+
+    monkeypatch.setattr("lightning_hyper.algorithms.base.episode_metrics", every_other)
+    assert tiny("fit", "--run", "a", "--trainer.log_every_n_steps", "1", "--frames", "960") == 0
+    rows = [json.loads(line) for line in Path("runs/tiny/a/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss/total" in row["metrics"]] == [160, 320, 480, 640, 800, 960]
+    assert [row["step"] for row in rows if "train/return" in row["metrics"]] == [320, 640, 960]
+
+
 @pytest.mark.parametrize("recipe", [TINY, TINY_TD3])
 def test_bf16_mixed_trains(tiny, recipe):
     assert tiny("fit", "--run", "a", "--frames", "320", "--trainer.precision", "bf16-mixed", recipe=recipe) == 0

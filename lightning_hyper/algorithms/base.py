@@ -212,7 +212,14 @@ class Algorithm(LightningModule, ABC):
         self.clock.frames = frames
         assert self.spaces is not None
         metrics |= episode_metrics(collected["next"], "train", task=collected.get("task"), tasks=self.spaces.tasks)
-        self.log_dict(metrics, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        if self.trainer.world_size > 1:
+            mean = self.trainer.strategy.reduce
+            metrics = {name: mean(value.to(self.device), reduce_op="mean") for name, value in metrics.items()}
+        self.log_dict(metrics, batch_size=1, logger=False)  # for callbacks
+        # Lightning would log what this batch has nothing of, such as the return of a task, with an earlier one's value.
+        if (every := cast(Any, self.trainer).log_every_n_steps) and (batch_idx + 1) % every == 0:
+            for logger in self.loggers:
+                logger.log_metrics({name: float(value) for name, value in metrics.items()}, self.global_step)
 
     def _blamed(self, batch: Any, frames: int) -> NonFiniteLossError | None:
         """What to say instead of a loss that is not finite where the environment gave what is not."""
