@@ -30,9 +30,10 @@ from lightning_hyper.folder import Root, RunFolder
 from lightning_hyper.layering import dump, flatten
 from lightning_hyper.settings import Settings
 from lightning_hyper.tracking import TrackingError, without_password
-from lightning_hyper.training.checkpoint import Checkpoints, Files, RunState
+from lightning_hyper.training.checkpoint import Checkpoints, DirectCheckpointIO, RunState
+from lightning_hyper.training.machine import git_commit, hardware
 from lightning_hyper.training.matmul import choose_matmul
-from lightning_hyper.training.mlflow import MLflowLogger, git_commit, hardware
+from lightning_hyper.training.mlflow import MLflowLogger
 from lightning_hyper.training.options import blamed, check_options
 from lightning_hyper.training.progress import ProgressBar
 from lightning_hyper.training.run import Run
@@ -193,7 +194,7 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.settings
         matmul = choose_matmul(self.continued.get("matmul", settings.matmul))
-        weights = Path(settings.weights) if settings.weights is not None and not self.continued else None
+        weights = Path(settings.weights) if settings.weights is not None else None
         self.stop = GracefulStop()
         self.training = Run(
             settings.frames,
@@ -227,7 +228,7 @@ class Command(LightningCLI):
                 logger=self.logger,
                 default_root_dir=str(self.folder.path),
                 callbacks=[*named, self.training, self.stop, ProgressBar(), state],
-                plugins=[*_listed(self.config_init.trainer.plugins), Files()],
+                plugins=[*_listed(self.config_init.trainer.plugins), DirectCheckpointIO()],
                 **kwargs,
             )
         except (ValueError, TypeError, RuntimeError, ImportError, AttributeError, MisconfigurationException) as error:
@@ -306,7 +307,9 @@ class Command(LightningCLI):
         changed = _require_same(checkpoint["recipe"], self.recipe, call.verb)
         if call.verb != "fit":
             return
-        self.continued, self.in_place = checkpoint, folder is not None
+        # Not the whole checkpoint, which would stay in memory for as long as the run goes on.
+        self.continued = {key: checkpoint[key] for key in ("matmul", "run_id", "frames") if key in checkpoint}
+        self.in_place = folder is not None
         kept: dict[str, Any] = {"seed": checkpoint["recipe"].get("seed", settings.seed), "weights": None}
         if folder is not None:
             kept |= {"root": str(folder.root), "experiment": folder.experiment, "run": folder.name}

@@ -32,7 +32,7 @@ class Settings:
         weights: checkpoint whose weights training begins with.
         stop_at_return: end early at this `eval/return`.
         threads: threads of PyTorch; by default those of OMP_NUM_THREADS, which is 1 unless it is set.
-        matmul: float32 matrix products on CPUs: probe once for a machine for an exact and faster path, or none.
+        matmul: float32 matrix products on CPUs: the faster exact path, found once for a machine, or PyTorch's.
     """
 
     frames: Frames = 1_000_000

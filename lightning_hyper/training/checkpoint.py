@@ -139,7 +139,7 @@ def _version(path: Path) -> tuple[Path, int]:
     return path, path.stat().st_mtime_ns
 
 
-class Files(TorchCheckpointIO):
+class DirectCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints straight to their place, in which there is room or none; Lightning's way is by `TMPDIR`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

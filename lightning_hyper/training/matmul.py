@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from lightning_hyper.checks import RecipeError
-from lightning_hyper.training.mlflow import hardware
+from lightning_hyper.training.machine import hardware
 
 EXACT = 1e-6  # largest relative error, against float64, that counts as float32
 FASTER = 1.15  # least ratio of speeds for which the path is changed

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
-import platform
 import queue
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
@@ -94,6 +90,7 @@ class MLflowLogger(Logger):
         super().__init__()
         self.root, self.experiment_name, self.run_name = Path(root).resolve(), experiment, run
         self.tracking_uri = tracking_uri or database(root)
+        self._place = f"MLflow at {without_password(self.tracking_uri)}"
         self.tags = {
             **{key: shortened(value, TAG) for key, value in (tags or {}).items() if value},
             **({"mlflow.parentRunId": parent} if parent else {}),
@@ -239,7 +236,7 @@ class MLflowLogger(Logger):
                     job()
             except Exception as error:  # whatever MLflow raises must not end the thread, nor a warning made an error
                 with suppress(Warning):
-                    rank_zero_warn(f"MLflow at {without_password(self.tracking_uri)}: {first_line(error)}")
+                    rank_zero_warn(f"{self._place}: {first_line(error)}")
             finally:
                 self._jobs.task_done()
 
@@ -249,8 +246,7 @@ class MLflowLogger(Logger):
             if self._run_id is not None and not self._is_there(self._run_id):
                 self._run_id = None
             if self._run_id is None:
-                tags = dict(self.tags)
-                run = self._client.create_run(experiment, self._made, tags, self.run_name)
+                run = self._client.create_run(experiment, self._made, dict(self.tags), self.run_name)
                 self._run_id = run.info.run_id
                 if self._journal is not None:
                     self._journal.mark(0)
@@ -261,8 +257,7 @@ class MLflowLogger(Logger):
             close_abandoned(self._client, self.root, experiment, but=self._id)
         except Exception as error:
             key = "root" if self.tracking_uri == database(self.root) else "tracking_uri"
-            place = without_password(self.tracking_uri)
-            self._fault = TrackingError(f"{key}: MLflow at {place} cannot be used: {first_line(error)}")
+            self._fault = TrackingError(f"{key}: {self._place} cannot be used: {first_line(error)}")
 
     def _is_there(self, run_id: str) -> bool:
         """Whether MLflow has the run, and has it for this folder's, not for one that this folder was copied from."""
@@ -287,12 +282,10 @@ class MLflowLogger(Logger):
             self._try_again = time.monotonic() + RETRY_SECONDS
             if not self._warned:
                 self._warned = True
-                place = without_password(self.tracking_uri)
-                rank_zero_warn(f"MLflow at {place}: {first_line(error)}; training goes on, sent later")
+                rank_zero_warn(f"{self._place}: {first_line(error)}; training goes on, sent later")
 
     def _send_all(self) -> None:
         from mlflow.entities import Metric
-        from mlflow.exceptions import MlflowException
 
         while self._journal is not None:
             rows, end = self._journal.unsent(MOST_METRICS)
@@ -303,12 +296,7 @@ class MLflowLogger(Logger):
                 for row in rows
                 for key, value in row["metrics"].items()
             ]
-            try:
-                self._client.log_batch(self._id, metrics=metrics)
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                self._send_one_by_one(metrics)  # one that is refused must not hold back the others
+            self._log(metrics)
             self._journal.mark(end)
 
     def _describe(self) -> None:
@@ -326,16 +314,20 @@ class MLflowLogger(Logger):
             lines.append(f"```\n{tags['command']}\n```")
         self._client.set_tag(self._id, "mlflow.note.content", "\n\n".join(lines))
 
-    def _send_one_by_one(self, metrics: Sequence[Metric]) -> None:
+    def _log(self, metrics: Sequence[Metric]) -> None:
+        """Send metrics; one that is refused must not hold back the others."""
         from mlflow.exceptions import MlflowException
 
-        for metric in metrics:
-            try:
-                self._client.log_batch(self._id, metrics=[metric])
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                rank_zero_warn(f"MLflow does not take the metric {metric.key!r}: {first_line(error)}")
+        try:
+            self._client.log_batch(self._id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(metrics) == 1:
+                rank_zero_warn(f"MLflow does not take the metric {metrics[0].key!r}: {first_line(error)}")
+                return
+            for metric in metrics:
+                self._log([metric])
 
     def _send_last(self) -> None:
         """Send what is unsent, for some time."""
@@ -394,28 +386,3 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - 9]}_{zlib.crc32(text.encode()):08x}"
-
-
-def hardware() -> str:
-    """What this runs on, in a few words: the GPU's name, or the processor's and its cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def git_commit() -> str:
-    """Commit of the checkout around the working directory, with a `+` where it has changes; '' outside of one."""
-    try:
-        show = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        if show.returncode:
-            return ""
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, timeout=5).returncode
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return show.stdout.strip() + ("+" if changed else "")

@@ -20,7 +20,8 @@ from lightning_hyper.checks import RecipeError
 from lightning_hyper.folder import Root
 from lightning_hyper.tracking import close_abandoned, connect, without_password
 from lightning_hyper.training import mlflow as tracking
-from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, git_commit, hardware, metric_name
+from lightning_hyper.training.machine import git_commit, hardware
+from lightning_hyper.training.mlflow import MLflowLogger, TrackingError, metric_name
 
 
 @pytest.fixture(scope="module")
