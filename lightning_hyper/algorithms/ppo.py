@@ -16,7 +16,7 @@ from lightning_hyper.checks import Count, Positive, PositiveShare, Rate, RecipeE
 from lightning_hyper.envs.spaces import Spaces
 from lightning_hyper.modules import ActorCritic, ReturnScale
 from lightning_hyper.modules.conditioned import ConditionalFactory
-from lightning_hyper.modules.context import ContextFactories
+from lightning_hyper.modules.context import ContextFactories, state_before
 from lightning_hyper.modules.normalization import moments_over_ranks
 from lightning_hyper.modules.observation import EncoderFactory
 from lightning_hyper.nn import Concat
@@ -154,8 +154,7 @@ class PPO(Algorithm):
         """All updates on a batch whose rewards are scaled."""
         data = {**{key: batch[key] for key in self.agent.window_keys}, **self.estimate(batch)}
         if self.agent.state_features:
-            state = batch["context_state"]
-            data["context_state"] = state if state.ndim == 2 else state[:, 0]
+            data["context_state"] = state_before(batch)
         acting = None
         if self.inference is not None:
             acting = [group["name"] for group in self.optimizer.param_groups if group["name"] != GROUP]

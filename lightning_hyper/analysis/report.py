@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_hyper.analysis.figures import over_frames
+from lightning_hyper.analysis.figures import name_lines, over_frames
 from lightning_hyper.analysis.runs import Array, Run, training_runs
 from lightning_hyper.analysis.statistics import (
     FEWEST,
@@ -389,7 +389,7 @@ def _draw(env: Environment, metric: str, references: Mapping[str, float], colour
     axes.set_ylabel(metric)
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
-    _name_lines(axes, ends)
+    name_lines(axes, ends)
     figure.savefig(env.picture, dpi=150)
 
 
@@ -400,28 +400,3 @@ def _shade(seeds: Sequence[int]) -> str:
     if any(count < FEWEST for count in several):
         names.append(f"least to largest{f' where n < {FEWEST}' if names else ''}")
     return f"shaded: {', '.join(names)}" if names else ""
-
-
-def _name_lines(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write the names right of the axes at the heights where the lines end, pushed apart until none overlap."""
-    low, high = axes.get_ylim()
-    apart = 0.055 * 4.5 / axes.figure.get_figheight()
-    ordered = sorted(ends)
-    places = [(height - low) / (high - low) for height, _, _ in ordered]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + apart)
-    overflow = max(0.0, places[-1] - 1.0) if places else 0.0
-    if overflow:  # then from the top down
-        places[-1] -= overflow
-        for i in range(len(places) - 2, -1, -1):
-            places[i] = min(places[i], places[i + 1] - apart)
-    for place, (_, label, colour) in zip(places, ordered, strict=True):
-        axes.annotate(
-            label,
-            (1.015, place),
-            xycoords="axes fraction",
-            color=colour,
-            va="center",
-            fontsize=10,
-            annotation_clip=False,
-        )

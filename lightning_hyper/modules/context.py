@@ -63,6 +63,12 @@ class Contexts:
         return Contexts(network(self.values), self.index)
 
 
+def state_before(window: Window) -> Tensor:
+    """A source's state `[num_envs, state_features]` before a collected window, which may have that of every step."""
+    state = window["context_state"]
+    return state if state.ndim == 2 else state[:, 0]
+
+
 def chained(first: Contexts, second: Contexts) -> Contexts:
     """The steps `[A]` of the first and then those `[B]` of the second, in one row."""
     if first.index is None or second.index is None:

@@ -53,10 +53,9 @@ class RewardDecoder(Decoder):
         spaces: sizes of the environment.
         latent: numbers of the latent.
         hidden: widths of its layers.
-        embedding: width of the ReLU embedding of observations (shared by both) and of the action; 0 takes them as
-            they are.
+        embedding: width of the ReLU embedding of observations, which both share, and of that of the action.
         transition: give it the observation before and the action, too.
-        loss: half of nothing but the squared error (`mse`), or the cross-entropy of "the reward is 1" (`bernoulli`).
+        loss: the squared error (`mse`), or the cross-entropy of "the reward is 1" (`bernoulli`).
         weight: as in `Decoder`.
 
     Source: arXiv 2309.14970's code, which follows that of VariBAD (arXiv 1910.08348).
@@ -75,7 +74,7 @@ class RewardDecoder(Decoder):
         weight: NonNegative = 1.0,
     ) -> None:
         super().__init__(weight=weight)
-        self.loss, self.transition = loss, transition
+        self.loss = loss
         self.state = VectorEncoder((spaces.features,), widths=(embedding,), activation="relu")
         self.action = VectorEncoder((spaces.actions,), widths=(embedding,), activation="relu") if transition else None
         self.network = _Pairwise(latent, embedding * (3 if transition else 1), hidden, 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_hyper.checks import Count, NonNegative, Rate, RecipeError, Width, at, checked
 from lightning_hyper.envs.spaces import Spaces
-from lightning_hyper.modules.context import Contexts, InferredContext, Role, Window
+from lightning_hyper.modules.context import Contexts, InferredContext, Role, Window, state_before
 from lightning_hyper.modules.decoders import Decoder, DecoderFactory, RewardDecoder
 from lightning_hyper.modules.normalization import RunningNorm
 from lightning_hyper.modules.recurrent_context import Embedding, RecurrentContext
@@ -103,9 +103,8 @@ class VariationalContext(RecurrentContext, InferredContext):
 
     def update_statistics(self, window: Window) -> None:
         if self.norm is not None:
-            state = window["context_state"]
             with torch.no_grad():
-                contexts, _ = super().forward(window, state if state.ndim == 2 else state[:, 0])
+                contexts, _ = super().forward(window, state_before(window))
             self.norm.update(contexts.values)
 
     def objective(self, trials: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
