@@ -319,7 +319,9 @@ def test_a_run_that_is_being_written_is_left_to_its_process(tmp_path):
         start_new_session=True,
     )
     with process.stdout:
-        process.stdout.readline()
+        while not (tmp_path / "runs/tiny/r/checkpoints/last.ckpt").exists():  # it waits for MLflow
+            assert process.poll() is None
+            time.sleep(0.01)
         again = subprocess.run(
             command("--run", "r", "--ckpt_path", "last"), cwd=tmp_path, capture_output=True, text=True
         )
